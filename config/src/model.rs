@@ -1,0 +1,575 @@
+//! The site as it should be: every name resolved, every number in range. Only `check` builds these values, so
+//! whoever holds a [`Config`] never validates again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU8;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::units::{
+    EgressName, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName, Tier, VlanId, VlanName, WanId,
+    WanName, Weight,
+};
+
+/// The whole site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The name of the site, as in `[site] name`.
+    pub site: String,
+    /// Lower-case hexadecimal SHA-256 of the file this was read from.
+    pub digest: String,
+    pub router: Router,
+    pub ports: BTreeMap<IfName, Port>,
+    pub vlans: BTreeMap<VlanName, Vlan>,
+    pub hosts: BTreeMap<HostName, Host>,
+    pub services: BTreeMap<ServiceName, Service>,
+    pub egress: BTreeMap<EgressName, EgressSet>,
+    /// The entries of the matrix, in file order. A pair of VLANs without an enabled entry is denied. Several
+    /// entries of one pair add up.
+    pub cells: Vec<Cell>,
+    pub wans: BTreeMap<WanName, Wan>,
+    pub policies: BTreeMap<PolicyName, Policy>,
+    /// First match wins; what no entry matches takes `router.default_policy`.
+    pub steering: Vec<Steer>,
+    pub asserts: Vec<Assert>,
+}
+
+impl Config {
+    pub fn wan(&self, id: WanId) -> Option<&Wan> {
+        self.wans.values().find(|wan| wan.id == id)
+    }
+
+    pub fn policy(&self, id: PolicyId) -> Option<&Policy> {
+        self.policies.values().find(|policy| policy.id == id)
+    }
+
+    /// The VLAN whose subnet holds this address.
+    pub fn vlan_of(&self, address: IpAddr) -> Option<&Vlan> {
+        self.vlans.values().find(|vlan| vlan.addresses.iter().any(|own| own.contains(&address)))
+    }
+
+    /// The host documented at this address.
+    pub fn host_at(&self, address: IpAddr) -> Option<&Host> {
+        self.hosts.values().find(|host| host.addresses.contains(&address))
+    }
+}
+
+/// What concerns the router itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Router {
+    /// Where Prometheus reads; `None` switches the listener off.
+    pub metrics: Option<SocketAddr>,
+    /// The policy of forwarded flows that no steering rule matches. `None` only where there are no WANs.
+    pub default_policy: Option<PolicyName>,
+    /// The policy of connections the router itself opens. `None` only where there are no WANs.
+    pub own_policy: Option<PolicyName>,
+    /// Logged denials per second and cell; counters stay exact beyond it.
+    pub denied_log_rate: u32,
+}
+
+/// A physical port. Its name is the interface's name: a port found by path or driver is renamed to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    pub name: IfName,
+    pub find: PortFind,
+    pub role: PortRole,
+    pub comment: String,
+    pub line: Line,
+}
+
+/// How a port is recognised. Never by product string: vendors lie (contradiction C8 of the site's documents).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortFind {
+    /// The interface already has this name.
+    Name(IfName),
+    /// The `port`-th network function (from 0, in PCI order) at or below this PCI address, such as `0000:01:00`
+    /// or `0000:01:00.2`.
+    Pci { address: String, port: u8 },
+    /// The `port`-th interface (from 0, in PCI order) of this driver, such as `igb`.
+    Driver { driver: String, port: u8 },
+}
+
+/// What a port is for. An unmapped port is down, in no VLAN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortRole {
+    Wan(WanName),
+    /// Untagged member of one VLAN.
+    Access(VlanName),
+    /// Tagged member of some, untagged (native) member of at most one.
+    Trunk {
+        native: Option<VlanName>,
+        tagged: BTreeSet<VlanName>,
+    },
+    /// Known, kept down; carrier on it is worth a warning.
+    Reserved,
+    /// Named without a role: kept down.
+    Unmapped,
+}
+
+/// A segment. The router holds a bridge for each, named `interface`, that carries the addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vlan {
+    pub name: VlanName,
+    pub id: VlanId,
+    pub interface: IfName,
+    /// The router's own addresses with their prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// What this VLAN may open towards the Internet.
+    pub internet: Internet,
+    /// What this VLAN may open towards the router itself.
+    pub input: Vec<Permit>,
+    pub comment: String,
+    pub line: Line,
+    /// The line of `internet`, named by `explain`.
+    pub internet_line: Line,
+    /// The line of `input`, named by `explain`.
+    pub input_line: Line,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Internet {
+    None,
+    Any,
+    Sets(BTreeSet<EgressName>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    pub name: HostName,
+    pub vlan: Option<VlanName>,
+    pub addresses: Vec<IpAddr>,
+    pub comment: String,
+    pub line: Line,
+}
+
+/// A named set of ports, bound to hosts where ports repeat (contradiction C26).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: ServiceName,
+    pub ports: PortSet,
+    pub hosts: Option<AddressSet>,
+    pub line: Line,
+}
+
+/// Named Internet destinations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EgressSet {
+    pub name: EgressName,
+    /// `None` is any destination.
+    pub to: Option<AddressSet>,
+    pub ports: PortSet,
+    pub line: Line,
+}
+
+/// One service where it is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permit {
+    pub service: ServiceName,
+    pub ports: PortSet,
+    /// Narrower than the cell's own `to_hosts` where the service is bound to hosts.
+    pub hosts: Option<AddressSet>,
+}
+
+/// One entry of the matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The name of an exception (`ci-to-proxmox`), else `from->to`.
+    pub name: String,
+    pub from: VlanName,
+    pub to: VlanName,
+    pub allow: Allow,
+    /// `None` is the whole VLAN.
+    pub from_hosts: Option<AddressSet>,
+    /// `None` is the whole VLAN.
+    pub to_hosts: Option<AddressSet>,
+    /// Log the flows this entry allows. Denials are always logged.
+    pub log: bool,
+    /// A disabled entry is shown and allows nothing.
+    pub enabled: bool,
+    pub comment: String,
+    pub line: Line,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Allow {
+    Any,
+    Services(Vec<Permit>),
+}
+
+/// An uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wan {
+    pub name: WanName,
+    pub id: WanId,
+    pub interface: IfName,
+    pub addressing: Addressing,
+    pub mtu: Option<u16>,
+    pub weight: Weight,
+    /// How inside IPv6 addresses leave by this line. IPv4 is masqueraded.
+    pub nat6: Nat6,
+    /// What anybody on this WAN may open towards the router. Empty unless somebody wrote it.
+    pub input: Vec<Permit>,
+    pub probe: Probing,
+    pub comment: String,
+    pub line: Line,
+}
+
+impl Wan {
+    pub fn gateway(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.addressing.gateway4.map(IpAddr::V4),
+            Family::V6 => self.addressing.gateway6.map(IpAddr::V6),
+        }
+    }
+
+    /// The first own address of this family: the source of what the router itself sends by this line.
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        self.addressing.addresses.iter().map(IpNet::addr).find(|address| Family::of(*address) == family)
+    }
+}
+
+/// Static addressing. A line carries a family only if it has an address and a gateway of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addressing {
+    pub addresses: Vec<IpNet>,
+    pub gateway4: Option<Ipv4Addr>,
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Nat6 {
+    /// Leave with the line's own address.
+    Masquerade,
+    /// RFC 6296's purpose by netfilter's prefix NAT: `internal` leaves as `external`, host bits kept.
+    Prefix { internal: Ipv6Net, external: Ipv6Net },
+    /// Leave as they are (the prefix is routed to us).
+    None,
+}
+
+/// How the health of a line is judged, per family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probing {
+    pub targets: Vec<Target>,
+    /// The time between two probes of one target; at least 50 ms.
+    pub interval: Duration,
+    /// After this long without an answer a probe is lost.
+    pub timeout: Duration,
+    /// Consecutive lost probes until a target is down.
+    pub fall: NonZeroU8,
+    /// Consecutive answers until a target is up again.
+    pub rise: NonZeroU8,
+    /// This many targets of a family must be up for the line to be up in it.
+    pub quorum: NonZeroU8,
+    /// How many recent probes loss, latency and jitter are computed over.
+    pub window: u16,
+    /// Loss in percent.
+    pub loss: Option<Threshold<u8>>,
+    pub latency: Option<Threshold<Duration>>,
+    pub jitter: Option<Threshold<Duration>>,
+    /// How long a line must be good before it is used again; doubles with each flap …
+    pub hold: Duration,
+    /// … up to this.
+    pub hold_max: Duration,
+}
+
+/// Bad at or above `fail`, good again at or below `recover`; between them nothing changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Threshold<T> {
+    pub fail: T,
+    pub recover: T,
+}
+
+/// Something that answers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Target {
+    pub family: Family,
+    pub kind: TargetKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetKind {
+    /// Neighbour resolution of the line's gateway (ARP, ND).
+    Gateway,
+    Icmp {
+        address: IpAddr,
+    },
+    Tcp {
+        address: SocketAddr,
+    },
+    /// A query for `name` (type A or AAAA by family); any well-formed answer counts.
+    Dns {
+        server: SocketAddr,
+        name: String,
+    },
+    /// GET `path`; `status` must come back. `name` goes into the Host header and, with `tls`, into SNI.
+    Http {
+        address: SocketAddr,
+        tls: bool,
+        name: String,
+        path: String,
+        status: u16,
+    },
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            TargetKind::Gateway => write!(f, "gateway ({})", self.family),
+            TargetKind::Icmp { address } => write!(f, "icmp {address}"),
+            TargetKind::Tcp { address } => write!(f, "tcp {address}"),
+            TargetKind::Dns { server, name } => write!(f, "dns {server} {name}"),
+            TargetKind::Http { address, tls, name, path, .. } => {
+                write!(f, "http{} {name}{path} at {address}", if *tls { "s" } else { "" })
+            }
+        }
+    }
+}
+
+/// A choice of lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    pub name: PolicyName,
+    pub id: PolicyId,
+    pub members: Vec<Member>,
+    pub balance: Balance,
+    pub last_resort: LastResort,
+    pub failback: Failback,
+    pub kick: Kick,
+    pub comment: String,
+    pub line: Line,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub wan: WanName,
+    pub weight: Weight,
+    pub tier: Tier,
+}
+
+/// How new flows are spread over the usable members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Each new flow by weight, in turn.
+    Flow,
+    /// A source address keeps its line.
+    Source,
+    /// A pair of addresses keeps its line.
+    SourceDestination,
+    /// Consecutive flows take different lines; weights do not count.
+    Spread,
+}
+
+/// What happens to new flows when no member is usable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LastResort {
+    Unreachable,
+    Blackhole,
+    /// Any line of the site that is up.
+    Any,
+}
+
+/// What happens to flows on a backup line when a better one is back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failback {
+    /// They stay until they end.
+    Stay,
+    /// They stay for this long, then are moved.
+    Drain(Duration),
+    /// They are moved at once.
+    Force,
+}
+
+/// What the inside end of a flow on a dead line is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kick {
+    /// TCP reset for TCP, ICMP unreachable for the rest.
+    All,
+    /// TCP reset; other flows move silently.
+    Tcp,
+    /// Nothing.
+    Silent,
+}
+
+/// One steering rule. Every field that is `Some` must match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steer {
+    pub name: String,
+    pub from: Option<BTreeSet<VlanName>>,
+    pub source: Option<AddressSet>,
+    pub destination: Option<AddressSet>,
+    pub source_ports: Option<PortSet>,
+    pub ports: Option<PortSet>,
+    pub policy: PolicyName,
+    pub line: Line,
+}
+
+/// A statement that must hold; `apply` refuses a file that breaks one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assert {
+    /// As written.
+    pub text: String,
+    pub claim: Claim,
+    pub line: Line,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Claim {
+    /// `FROM -> TO [PROTO/PORT] allow|deny`. Without a packet: `deny` means nothing at all passes, `allow` means
+    /// everything does.
+    Flow { from: Place, to: Place, packet: Option<PacketClaim>, allowed: bool },
+    /// `wan2[,wan3] down => POLICY uses A|B|C`: with these lines down, the policy uses exactly these (`none` is
+    /// the empty set).
+    Uses { down: BTreeSet<WanName>, policy: PolicyName, uses: BTreeSet<WanName> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    Vlan(VlanName),
+    Host(HostName),
+    Address(IpAddr),
+    /// Any address beyond the WANs.
+    Internet,
+    /// The router itself.
+    Router,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PacketClaim {
+    Tcp(u16),
+    Udp(u16),
+    Ping,
+}
+
+/// Ports and protocols, normalised: ranges sorted, disjoint and not adjacent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSet {
+    pub tcp: Vec<RangeInclusive<u16>>,
+    pub udp: Vec<RangeInclusive<u16>>,
+    /// ICMP and ICMPv6 echo request.
+    pub ping: bool,
+    /// Other IP protocols by number, such as 50 (ESP).
+    pub protocols: BTreeSet<u8>,
+}
+
+impl PortSet {
+    pub fn merge(&mut self, other: &Self) {
+        self.tcp = merged(self.tcp.iter().chain(&other.tcp).cloned(), |n| n.checked_add(1));
+        self.udp = merged(self.udp.iter().chain(&other.udp).cloned(), |n| n.checked_add(1));
+        self.ping |= other.ping;
+        self.protocols.extend(&other.protocols);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.udp.is_empty() && !self.ping && self.protocols.is_empty()
+    }
+}
+
+/// Addresses of both families, normalised: ranges sorted, disjoint and not adjacent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressSet {
+    pub v4: Vec<RangeInclusive<Ipv4Addr>>,
+    pub v6: Vec<RangeInclusive<Ipv6Addr>>,
+}
+
+impl AddressSet {
+    pub fn add(&mut self, net: IpNet) {
+        match net {
+            IpNet::V4(net) => self.add_range4(net.network()..=net.broadcast()),
+            IpNet::V6(net) => self.add_range6(net.network()..=net.broadcast()),
+        }
+    }
+
+    pub fn add_range4(&mut self, range: RangeInclusive<Ipv4Addr>) {
+        let all = self.v4.drain(..).chain([range]).collect::<Vec<_>>();
+        self.v4 = merged(all, |a| a.to_bits().checked_add(1).map(Ipv4Addr::from_bits));
+    }
+
+    pub fn add_range6(&mut self, range: RangeInclusive<Ipv6Addr>) {
+        let all = self.v6.drain(..).chain([range]).collect::<Vec<_>>();
+        self.v6 = merged(all, |a| a.to_bits().checked_add(1).map(Ipv6Addr::from_bits));
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.iter().any(|range| range.contains(&address)),
+            IpAddr::V6(address) => self.v6.iter().any(|range| range.contains(&address)),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    /// What both hold.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self { v4: common(&self.v4, &other.v4), v6: common(&self.v6, &other.v6) }
+    }
+}
+
+fn merged<T: Ord + Copy>(
+    ranges: impl IntoIterator<Item = RangeInclusive<T>>,
+    next: impl Fn(T) -> Option<T>,
+) -> Vec<RangeInclusive<T>> {
+    let mut sorted: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+    sorted.sort_by_key(|range| (*range.start(), *range.end()));
+    let mut out: Vec<RangeInclusive<T>> = Vec::with_capacity(sorted.len());
+    for range in sorted {
+        match out.last_mut() {
+            Some(last) if next(*last.end()).is_none_or(|after| *range.start() <= after) => {
+                *last = *last.start()..=(*last.end()).max(*range.end());
+            }
+            Some(_) | None => out.push(range),
+        }
+    }
+    out
+}
+
+fn common<T: Ord + Copy>(a: &[RangeInclusive<T>], b: &[RangeInclusive<T>]) -> Vec<RangeInclusive<T>> {
+    a.iter()
+        .flat_map(|x| b.iter().map(move |y| *x.start().max(y.start())..=*x.end().min(y.end())))
+        .filter(|range| !range.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        let mut set = AddressSet::default();
+        set.add("10.0.0.0/25".parse().unwrap());
+        set.add("10.0.0.128/25".parse().unwrap());
+        set.add("10.0.2.0/24".parse().unwrap());
+        assert_eq!(set.v4.len(), 2);
+        assert!(set.contains("10.0.0.200".parse().unwrap()));
+        assert!(!set.contains("10.0.1.0".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_range_up_to_the_last_address_does_not_overflow() {
+        let mut set = AddressSet::default();
+        set.add("0.0.0.0/0".parse().unwrap());
+        set.add("255.255.255.255/32".parse().unwrap());
+        assert_eq!(set.v4, vec![Ipv4Addr::UNSPECIFIED..=Ipv4Addr::BROADCAST]);
+    }
+}

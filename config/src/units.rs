@@ -1,0 +1,299 @@
+//! The words everybody shares: names, ids, marks, tables, weights. Each wraps one number or string that has
+//! a meaning, so that a mark cannot be passed where a table is wanted. No I/O, no policy.
+
+use std::fmt;
+use std::num::NonZeroU8;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a string cannot be a name of this kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("a {kind} name cannot be empty")]
+    Empty { kind: &'static str },
+    #[error("a {kind} name has at most {limit} characters, this one has {length}")]
+    TooLong { kind: &'static str, limit: usize, length: usize },
+    #[error("a {kind} name may not hold {found:?}; use letters, digits, '-' , '_' and '.'")]
+    Character { kind: &'static str, found: char },
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $limit:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                checked($kind, $limit, text).map(Self)
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", self.0)
+            }
+        }
+    };
+}
+
+name!(
+    /// A network interface as the kernel names it: at most 15 bytes (`IFNAMSIZ` - 1).
+    IfName, "interface", 15
+);
+name!(
+    /// An uplink, as in `[wan.wan1]`.
+    WanName, "wan", 32
+);
+name!(
+    /// A segment, as in `[vlan.storage]`.
+    VlanName, "vlan", 32
+);
+name!(
+    /// A host with a documented address, as in `[host.nas]`.
+    HostName, "host", 63
+);
+name!(
+    /// A named set of ports, as in `[service.web]`.
+    ServiceName, "service", 32
+);
+name!(
+    /// A named set of Internet destinations, as in `[egress.cloudflared]`.
+    EgressName, "egress set", 32
+);
+name!(
+    /// A choice of lines, as in `[policy.balanced]`.
+    PolicyName, "policy", 32
+);
+
+fn checked(kind: &'static str, limit: usize, text: &str) -> Result<String, NameError> {
+    if text.is_empty() || text == "." || text == ".." {
+        return Err(NameError::Empty { kind });
+    }
+    if text.len() > limit {
+        return Err(NameError::TooLong { kind, limit, length: text.len() });
+    }
+    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
+        Some(found) => Err(NameError::Character { kind, found }),
+        None => Ok(text.to_owned()),
+    }
+}
+
+/// IPv4 or IPv6. Lines are judged, balanced and failed over per family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn of(address: std::net::IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// The number of an uplink, 1 to 120. It stands in bits 24 to 30 of packet and conntrack marks; 121 to 127 are
+/// kept for routes that are no line (`unreachable`, `blackhole`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WanId(NonZeroU8);
+
+impl WanId {
+    pub const MAX: u8 = 120;
+
+    pub fn new(id: u8) -> Option<Self> {
+        NonZeroU8::new(id).filter(|id| id.get() <= Self::MAX).map(Self)
+    }
+
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+
+    /// The packet mark of this line: its id in bits 24 to 30.
+    pub fn mark(self) -> Mark {
+        Mark(u32::from(self.get()) << 24)
+    }
+
+    /// The routing table of this line.
+    pub fn table(self) -> TableId {
+        TableId(1000 + u32::from(self.get()))
+    }
+}
+
+impl fmt::Display for WanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The number of a policy, 1 to 254, in bits 16 to 23 of the conntrack mark. 0 is a flow no policy chose a line
+/// for (it came in from a WAN).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PolicyId(pub u8);
+
+/// An 802.1Q VLAN number, 1 to 4094.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VlanId(u16);
+
+impl VlanId {
+    pub fn new(id: u16) -> Option<Self> {
+        (1..=4094).contains(&id).then_some(Self(id))
+    }
+
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A packet or conntrack mark.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Mark(pub u32);
+
+impl Mark {
+    /// Bits 24 to 30: the line.
+    pub const WAN_MASK: u32 = 0x7f00_0000;
+    /// Bits 16 to 23: the policy that chose the line (conntrack mark only).
+    pub const POLICY_MASK: u32 = 0x00ff_0000;
+    /// Bit 31: a packet of a probe, which no rule of ours may steer, mark or drop.
+    pub const PROBE: u32 = 0x8000_0000;
+    /// The line number that stands for "answer unreachable".
+    pub const UNREACHABLE: Self = Self(0x7f00_0000);
+    /// The line number that stands for "drop silently".
+    pub const BLACKHOLE: Self = Self(0x7e00_0000);
+}
+
+impl fmt::Debug for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.0)
+    }
+}
+
+/// A routing table number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TableId(pub u32);
+
+impl TableId {
+    pub const MAIN: Self = Self(254);
+    /// Holds the default route that gives the router's own sockets a first route; see `Config::router.policy`.
+    pub const ROUTER: Self = Self(1000);
+}
+
+impl fmt::Display for TableId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The share of a line among the lines of its tier, 1 to 255.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Weight(pub NonZeroU8);
+
+impl Weight {
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+}
+
+/// The order in which groups of lines are used: the lowest tier with a usable line carries the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Tier(pub u8);
+
+/// The line of the site file on which something was written, from 1. 0 means "built in".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Line(pub u32);
+
+impl Line {
+    pub const BUILT_IN: Self = Self(0);
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("built in"),
+            line => write!(f, "line {line}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wan_id_stays_out_of_the_reserved_marks() {
+        assert_eq!(WanId::new(0), None);
+        assert_eq!(WanId::new(121), None);
+        let last = WanId::new(120).unwrap();
+        assert!(last.mark().0 < Mark::BLACKHOLE.0);
+        assert_eq!(last.mark().0 & !Mark::WAN_MASK, 0);
+    }
+
+    #[test]
+    fn interface_names_obey_the_kernel() {
+        assert!("lan2.5-1".parse::<IfName>().is_ok());
+        assert!("sixteen-letters-".parse::<IfName>().is_err());
+        assert!("a/b".parse::<IfName>().is_err());
+        assert!("..".parse::<IfName>().is_err());
+    }
+}

@@ -1,0 +1,14 @@
+//! What should be true: the health of each line, the choice of lines, the matrix, and the kernel state they
+//! compile to. Pure: no async, no I/O, no clock; the same inputs always give the same outputs.
+
+pub mod decide;
+pub mod event;
+pub mod links;
+pub mod router;
+pub mod state;
+pub mod time;
+
+pub use event::Event;
+pub use links::Links;
+pub use state::{KernelState, Step};
+pub use time::Time;

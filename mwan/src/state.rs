@@ -1,0 +1,279 @@
+//! The kernel as we want it and as we find it: one type for both. Only things of ours stand here; whatever
+//! somebody else put into the kernel is neither wanted nor observed.
+//!
+//! How "ours" is told: links carry the alias `quadway`, addresses, rules and routes the protocol number
+//! [`PROTOCOL`], nft objects live in the table `inet quadway`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use config::model::Kick;
+use config::units::{Family, IfName, Mark, PolicyId, PolicyName, TableId, VlanId, WanId};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// `RTPROT_*`, `FRA_PROTOCOL` and `IFA_PROTO` of everything we create.
+pub const PROTOCOL: u8 = 190;
+/// `IFLA_IFALIAS` of the links we create.
+pub const ALIAS: &str = "quadway";
+/// Our nft table, of family `inet`.
+pub const TABLE: &str = "quadway";
+/// The nflog group of denials (and of allowed flows a cell asks to log).
+pub const NFLOG_GROUP: u16 = 190;
+/// How many buckets a policy spreads its lines over.
+pub const BUCKETS: usize = 256;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelState {
+    pub links: BTreeMap<IfName, Link>,
+    pub addresses: BTreeSet<Address>,
+    /// Full names below `/proc/sys`, with `/` between the parts: `net/ipv4/conf/wan1/rp_filter`.
+    pub sysctls: BTreeMap<String, String>,
+    pub rules: BTreeSet<Rule>,
+    #[serde(with = "as_pairs")]
+    pub routes: BTreeMap<RouteKey, NextHop>,
+    pub ruleset: RulesetState,
+    #[serde(with = "as_pairs")]
+    pub buckets: BTreeMap<BucketKey, Buckets>,
+    /// Classes of flows that must not exist, and what their inside end is told when they go.
+    #[serde(with = "as_pairs")]
+    pub dead: BTreeMap<FlowClass, Kick>,
+}
+
+/// A link we manage. Ports exist before us; bridges and VLAN sub-interfaces we create and delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub kind: LinkKind,
+    pub up: bool,
+    pub master: Option<IfName>,
+    /// `None` leaves it as it is.
+    pub mtu: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkKind {
+    /// A physical port. `found_as` is its name at this moment where that is not yet the wanted one.
+    Port {
+        found_as: IfName,
+    },
+    Bridge,
+    /// 802.1Q sub-interface.
+    Tagged {
+        parent: IfName,
+        vlan: VlanId,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Address {
+    pub link: IfName,
+    pub net: IpNet,
+    /// Do not let the kernel add the connected route to table main (`IFA_F_NOPREFIXROUTE`): on for WANs.
+    pub no_prefix_route: bool,
+}
+
+/// A policy routing rule. Ordered by priority first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Rule {
+    pub priority: u32,
+    pub family: Family,
+    pub selector: Selector,
+    pub action: RuleAction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selector {
+    All,
+    Mark {
+        mark: Mark,
+        mask: Mark,
+    },
+    OutInterface(IfName),
+    /// `iif lo`: made by the router itself.
+    Local,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    Lookup(TableId),
+    /// Table main, but not its default route (`suppress_prefixlength 0`).
+    LookupMainWithoutDefault,
+    Unreachable,
+    Blackhole,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RouteKey {
+    pub family: Family,
+    pub table: TableId,
+    pub destination: IpNet,
+    /// Distinguishes routes to the same destination in one table.
+    pub metric: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NextHop {
+    /// `via GATEWAY dev LINK onlink src SOURCE`.
+    Gateway {
+        link: IfName,
+        gateway: IpAddr,
+        source: Option<IpAddr>,
+    },
+    /// `dev LINK scope link src SOURCE`.
+    Direct {
+        link: IfName,
+        source: Option<IpAddr>,
+    },
+    Unreachable,
+}
+
+/// Our nft table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RulesetState {
+    /// There is no table of ours.
+    #[default]
+    Absent,
+    /// There is one, and its rules are not what any generation of ours left there: somebody changed it, or it is
+    /// the boot ruleset.
+    Unknown,
+    /// The table is exactly this. A `Ruleset` that was read back from the kernel holds the generation only.
+    Installed(Ruleset),
+}
+
+/// The rules, chains, sets and maps of the table as text, without live data. A function of `Config` alone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ruleset {
+    /// Hash of everything below; also the name of an empty chain in the table, so that a restarted daemon knows
+    /// what it finds.
+    pub generation: String,
+    /// Name to declaration body, without `elements`.
+    pub sets: BTreeMap<String, String>,
+    pub maps: BTreeMap<String, String>,
+    /// Name to statements, one per line; a base chain begins with its `type … hook …` line.
+    pub chains: BTreeMap<String, Vec<String>>,
+}
+
+impl PartialEq for Ruleset {
+    fn eq(&self, other: &Self) -> bool {
+        self.generation == other.generation
+    }
+}
+
+impl Eq for Ruleset {}
+
+/// One bucket map of the table: policies choose per family.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BucketKey {
+    pub policy: PolicyName,
+    pub family: Family,
+}
+
+/// Where each of the [`BUCKETS`] buckets of a policy sends a new flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buckets(pub Vec<Slot>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Slot {
+    Wan(WanId),
+    Unreachable,
+    Blackhole,
+}
+
+/// The flows of one family on one line that one policy put there. In the conntrack mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FlowClass {
+    pub family: Family,
+    pub wan: WanId,
+    /// `None` is policy number 0: flows that came in from the line.
+    pub policy: Option<PolicyId>,
+}
+
+impl FlowClass {
+    pub const MASK: u32 = Mark::WAN_MASK | Mark::POLICY_MASK;
+
+    pub fn mark(self) -> Mark {
+        Mark(self.wan.mark().0 | u32::from(self.policy.map_or(0, |policy| policy.0)) << 16)
+    }
+}
+
+/// One small idempotent change. The order of the variants is the order of a plan: make before break.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// There is no table of ours: install one that denies everything but the router itself, before anything that
+    /// could carry a packet exists.
+    CloseDoor,
+    /// Create, rename, or change a link.
+    SetLink {
+        name: IfName,
+        link: Link,
+    },
+    SetSysctl {
+        name: String,
+        value: String,
+    },
+    AddAddress(Address),
+    /// Add or replace.
+    SetRoute {
+        key: RouteKey,
+        hop: NextHop,
+    },
+    AddRule(Rule),
+    /// The whole table in one transaction, with buckets and dead classes as they should be.
+    LoadRuleset {
+        ruleset: Ruleset,
+        buckets: Vec<(BucketKey, Buckets)>,
+        dead: Vec<FlowClass>,
+    },
+    /// These flows may exist again. Before the buckets send new ones there.
+    Revive(FlowClass),
+    /// One transaction; read back before the step counts as done.
+    SetBuckets {
+        key: BucketKey,
+        buckets: Buckets,
+    },
+    /// Add the class to the table's set of dead classes, delete its conntrack entries, tell the inside ends.
+    Bury {
+        class: FlowClass,
+        kick: Kick,
+    },
+    /// `net/ipv4/ip_forward` and `net/ipv6/conf/all/forwarding`: only once the ruleset stands.
+    OpenForwarding {
+        name: String,
+        value: String,
+    },
+    DeleteRule(Rule),
+    DeleteRoute(RouteKey),
+    DeleteAddress(Address),
+    /// Only bridges and VLAN sub-interfaces of ours.
+    DeleteLink(IfName),
+}
+
+/// Maps with structured keys, written as lists of pairs so that JSON can hold them.
+mod as_pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}

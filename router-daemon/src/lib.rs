@@ -1,0 +1,4 @@
+//! Making it true: netlink, nftables, sockets. Deciding is `mwan`'s; this crate carries facts in and steps out.
+
+pub mod ask;
+pub mod kernel;

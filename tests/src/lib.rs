@@ -1,0 +1,1 @@
+//! The lab, the namespaces and the link emulator the whole-system tests run on.
