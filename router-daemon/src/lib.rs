@@ -1,4 +1,5 @@
 //! Making it true: netlink, nftables, sockets. Deciding is `mwan`'s; this crate carries facts in and steps out.
 
 pub mod ask;
+pub mod counters;
 pub mod kernel;

@@ -1,0 +1,102 @@
+//! What the kernel has counted: the exact numbers behind status and metrics. The kernel side reads them from the
+//! table's dynamic sets and from conntrack; status and metrics give them names. Nothing here decides.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use config::units::{Family, IfName, WanId};
+use serde::{Deserialize, Serialize};
+
+/// Counted since our table was first loaded. A pair is the interface a packet came in by and the one it would
+/// have left by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Forwarded packets no cell allows (set `denied`).
+    #[serde(with = "as_pairs")]
+    pub denied: BTreeMap<(IfName, IfName), Count>,
+    /// New forwarded flows a cell allows (set `allowed`; one packet is one flow).
+    #[serde(with = "as_pairs")]
+    pub allowed: BTreeMap<(IfName, IfName), Count>,
+    /// Packets conntrack cannot place (set `invalid`).
+    #[serde(with = "as_pairs")]
+    pub invalid: BTreeMap<(IfName, IfName), Count>,
+    /// Packets to the router itself that its interface does not allow (set `denied_in`).
+    pub denied_input: BTreeMap<IfName, Count>,
+    /// Packets whose source address does not belong behind their interface (set `spoofed`).
+    pub spoofed: BTreeMap<IfName, Count>,
+    /// New flows per line (set `chosen`; one packet is one flow).
+    pub chosen: BTreeMap<WanId, Count>,
+    /// Live conntrack entries per line and family.
+    #[serde(with = "as_pairs")]
+    pub flows: BTreeMap<(WanId, Family), u64>,
+}
+
+impl Counters {
+    /// Live flows of one line, both families together.
+    pub fn flows_of(&self, wan: WanId) -> u64 {
+        Family::ALL.iter().filter_map(|family| self.flows.get(&(wan, *family))).sum()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// Reads the counters. Each status and each scrape calls it once.
+#[derive(Clone)]
+pub struct CounterSource(Arc<dyn Fn() -> Reading + Send + Sync>);
+
+type Reading = Pin<Box<dyn Future<Output = io::Result<Counters>> + Send>>;
+
+impl CounterSource {
+    pub fn new<F, R>(read: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = io::Result<Counters>> + Send + 'static,
+    {
+        Self(Arc::new(move || Box::pin(read())))
+    }
+
+    /// Always these, for tests and for a kernel that counts nothing.
+    pub fn fixed(counters: Counters) -> Self {
+        Self::new(move || std::future::ready(Ok(counters.clone())))
+    }
+
+    pub async fn read(&self) -> io::Result<Counters> {
+        (self.0)().await
+    }
+}
+
+impl std::fmt::Debug for CounterSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CounterSource")
+    }
+}
+
+/// Maps with structured keys, written as lists of pairs so that JSON can hold them.
+mod as_pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
