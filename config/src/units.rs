@@ -207,6 +207,8 @@ impl Mark {
     pub const POLICY_MASK: u32 = 0x00ff_0000;
     /// Bit 31: a packet of a probe, which no rule of ours may steer, mark or drop.
     pub const PROBE: u32 = 0x8000_0000;
+    /// The mark of packets made to end a flow, told from a probe by naming no line: conntrack must not see them.
+    pub const KICK: Self = Self(Self::PROBE);
     /// The line number that stands for "answer unreachable".
     pub const UNREACHABLE: Self = Self(0x7f00_0000);
     /// The line number that stands for "drop silently".

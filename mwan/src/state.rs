@@ -110,7 +110,8 @@ pub struct RouteKey {
     pub family: Family,
     pub table: TableId,
     pub destination: IpNet,
-    /// Distinguishes routes to the same destination in one table.
+    /// Distinguishes routes to the same destination in one table. 0 is the kernel's default, which it writes as
+    /// 1024 in IPv6.
     pub metric: u32,
 }
 
@@ -173,6 +174,28 @@ pub struct BucketKey {
     pub family: Family,
 }
 
+impl BucketKey {
+    /// The name of the map in our table: `b_balanced_4`.
+    pub fn map_name(&self) -> String {
+        let family = match self.family {
+            Family::V4 => '4',
+            Family::V6 => '6',
+        };
+        format!("b_{}_{family}", self.policy)
+    }
+
+    /// The way back from [`BucketKey::map_name`]; `None` for a name that is no bucket map's.
+    pub fn from_map_name(name: &str) -> Option<Self> {
+        let (policy, family) = name.strip_prefix("b_")?.rsplit_once('_')?;
+        let family = match family {
+            "4" => Family::V4,
+            "6" => Family::V6,
+            _ => return None,
+        };
+        Some(Self { policy: policy.parse().ok()?, family })
+    }
+}
+
 /// Where each of the [`BUCKETS`] buckets of a policy sends a new flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Buckets(pub Vec<Slot>);
@@ -183,6 +206,26 @@ pub enum Slot {
     Wan(WanId),
     Unreachable,
     Blackhole,
+}
+
+impl Slot {
+    /// The chain of our table a bucket sends its flows to: `go_3`, `go_unreachable`, `go_blackhole`.
+    pub fn chain_name(self) -> String {
+        match self {
+            Self::Wan(wan) => format!("go_{wan}"),
+            Self::Unreachable => "go_unreachable".to_owned(),
+            Self::Blackhole => "go_blackhole".to_owned(),
+        }
+    }
+
+    /// The way back from [`Slot::chain_name`].
+    pub fn from_chain_name(name: &str) -> Option<Self> {
+        match name.strip_prefix("go_")? {
+            "unreachable" => Some(Self::Unreachable),
+            "blackhole" => Some(Self::Blackhole),
+            wan => WanId::new(wan.parse().ok()?).map(Self::Wan),
+        }
+    }
 }
 
 /// The flows of one family on one line that one policy put there. In the conntrack mark.
@@ -199,6 +242,12 @@ impl FlowClass {
 
     pub fn mark(self) -> Mark {
         Mark(self.wan.mark().0 | u32::from(self.policy.map_or(0, |policy| policy.0)) << 16)
+    }
+
+    /// The class a conntrack mark belongs to; `None` where it names no line.
+    pub fn from_mark(family: Family, mark: Mark) -> Option<Self> {
+        let [wan, policy, ..] = (mark.0 & Self::MASK).to_be_bytes();
+        Some(Self { family, wan: WanId::new(wan)?, policy: (policy != 0).then_some(PolicyId(policy)) })
     }
 }
 
@@ -275,5 +324,31 @@ mod as_pairs {
         D: Deserializer<'de>,
     {
         Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_the_table_lead_back_to_what_they_name() {
+        let key = BucketKey { policy: "voip-main_2".parse().unwrap(), family: Family::V6 };
+        assert_eq!(key.map_name(), "b_voip-main_2_6");
+        assert_eq!(BucketKey::from_map_name(&key.map_name()), Some(key));
+        assert_eq!(BucketKey::from_map_name("denied"), None);
+        for slot in [Slot::Unreachable, Slot::Blackhole, Slot::Wan(WanId::new(120).unwrap())] {
+            assert_eq!(Slot::from_chain_name(&slot.chain_name()), Some(slot));
+        }
+        assert_eq!(Slot::from_chain_name("go_121"), None);
+    }
+
+    #[test]
+    fn a_conntrack_mark_tells_its_class() {
+        for policy in [None, Some(PolicyId(254))] {
+            let class = FlowClass { family: Family::V4, wan: WanId::new(7).unwrap(), policy };
+            assert_eq!(FlowClass::from_mark(Family::V4, class.mark()), Some(class));
+        }
+        assert_eq!(FlowClass::from_mark(Family::V4, Mark::UNREACHABLE), None);
     }
 }
