@@ -1,6 +1,7 @@
 //! What should be true: the health of each line, the choice of lines, the matrix, and the kernel state they
 //! compile to. Pure: no async, no I/O, no clock; the same inputs always give the same outputs.
 
+pub mod compile;
 pub mod decide;
 pub mod event;
 pub mod links;
@@ -10,5 +11,6 @@ pub mod time;
 
 pub use event::Event;
 pub use links::Links;
+pub use router::{Router, Snapshot};
 pub use state::{KernelState, Step};
 pub use time::Time;
