@@ -1,5 +1,7 @@
 //! Making it true: netlink, nftables, sockets. Deciding is `mwan`'s; this crate carries facts in and steps out.
 
+pub mod api;
 pub mod ask;
 pub mod counters;
+pub mod event_log;
 pub mod kernel;

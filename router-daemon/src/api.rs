@@ -1,0 +1,3 @@
+//! The one protocol that routerctl and scripts speak with routerd.
+
+pub mod protocol;

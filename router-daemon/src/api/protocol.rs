@@ -1,0 +1,273 @@
+//! What passes over the socket: one JSON object per line, in both directions. A request is
+//! `{"v":1,"call":"status"}`; an answer `{"v":1,"ok":…}` or `{"v":1,"error":{"code":…,"message":…}}`. A stream is
+//! several `ok` lines; one that has an end closes with `{"v":1,"end":true}`. Fields may be added within a version;
+//! removing or changing one needs the next version.
+//!
+//! Decoding is pure and total: any bytes give a call or an error that can be sent back.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::ask::Refusal;
+
+/// The one version there is.
+pub const VERSION: u32 = 1;
+/// The longest line either side takes, in bytes. A config text travels inside one.
+pub const MAX_LINE: usize = 4 * 1024 * 1024;
+
+/// What may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "call", rename_all = "kebab-case")]
+pub enum Call {
+    Status,
+    Version,
+    /// What would change if this text took effect.
+    Plan {
+        text: String,
+    },
+    Apply {
+        text: String,
+    },
+    /// `service` is `tcp/443`, `udp/53`, `ping` or the number of an IP protocol.
+    Explain {
+        source: String,
+        destination: String,
+        service: String,
+    },
+    /// Recent denials, grouped; with `follow`, each denial from here on as it happens.
+    Denied {
+        #[serde(default)]
+        follow: bool,
+    },
+    /// The journal's lines; with `follow`, those to come too.
+    Journal {
+        #[serde(default)]
+        follow: bool,
+    },
+    Drain {
+        wan: String,
+    },
+    Undrain {
+        wan: String,
+    },
+    FailTest {
+        wan: String,
+        milliseconds: u64,
+    },
+}
+
+impl Call {
+    /// Whether it changes anything: what only an operator may ask.
+    pub fn writes(&self) -> bool {
+        match self {
+            Self::Status
+            | Self::Version
+            | Self::Plan { .. }
+            | Self::Explain { .. }
+            | Self::Denied { .. }
+            | Self::Journal { .. } => false,
+            Self::Apply { .. } | Self::Drain { .. } | Self::Undrain { .. } | Self::FailTest { .. } => true,
+        }
+    }
+
+    /// The word in the `call` field.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Version => "version",
+            Self::Plan { .. } => "plan",
+            Self::Apply { .. } => "apply",
+            Self::Explain { .. } => "explain",
+            Self::Denied { .. } => "denied",
+            Self::Journal { .. } => "journal",
+            Self::Drain { .. } => "drain",
+            Self::Undrain { .. } => "undrain",
+            Self::FailTest { .. } => "fail-test",
+        }
+    }
+}
+
+/// One line from the daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    Ok(Value),
+    Error(Refusal),
+    /// The stream is complete.
+    End,
+}
+
+/// A request as a line, with its newline.
+pub fn encode_call(call: &Call) -> String {
+    line(&Request { v: VERSION, call })
+}
+
+/// An answer as a line, with its newline.
+pub fn encode_answer(answer: &Answer) -> String {
+    let mut reply = Reply { v: VERSION, ok: None, error: None, end: None };
+    match answer {
+        Answer::Ok(value) => reply.ok = Some(value.clone()),
+        Answer::Error(refusal) => reply.error = Some(refusal.clone()),
+        Answer::End => reply.end = Some(true),
+    }
+    line(&reply)
+}
+
+/// An answer that carries `value`.
+pub fn ok(value: &impl Serialize) -> Answer {
+    match serde_json::to_value(value) {
+        Ok(value) => Answer::Ok(value),
+        Err(error) => Answer::Error(refusal("internal", format!("the answer cannot be written as JSON: {error}"))),
+    }
+}
+
+/// A request line, with or without its newline.
+pub fn decode_call(bytes: &[u8]) -> Result<Call, Refusal> {
+    let value = decode_line(bytes)?;
+    let call = value.get("call").and_then(Value::as_str).map(str::to_owned);
+    serde_json::from_value(value).map_err(|error| match call {
+        Some(call) => refusal("malformed", format!("the call {call:?} is not one of version {VERSION}: {error}")),
+        None => refusal("malformed", "the request has no field \"call\"".to_owned()),
+    })
+}
+
+/// An answer line, with or without its newline.
+pub fn decode_answer(bytes: &[u8]) -> Result<Answer, Refusal> {
+    let value = decode_line(bytes)?;
+    let reply: Reply = serde_json::from_value(value)
+        .map_err(|error| refusal("malformed", format!("the daemon's answer cannot be read: {error}")))?;
+    match reply {
+        Reply { error: Some(error), .. } => Ok(Answer::Error(error)),
+        Reply { ok: Some(ok), .. } => Ok(Answer::Ok(ok)),
+        Reply { end: Some(true), .. } => Ok(Answer::End),
+        Reply { .. } => Err(refusal("malformed", "the daemon's answer has neither \"ok\" nor \"error\"".to_owned())),
+    }
+}
+
+pub(crate) fn refusal(code: &str, message: String) -> Refusal {
+    Refusal { code: code.to_owned(), message }
+}
+
+fn decode_line(bytes: &[u8]) -> Result<Value, Refusal> {
+    if bytes.len() > MAX_LINE {
+        return Err(refusal("too-large", format!("a line has at most {MAX_LINE} bytes")));
+    }
+    let value: Value =
+        serde_json::from_slice(bytes).map_err(|error| refusal("malformed", format!("not a JSON object: {error}")))?;
+    match value.get("v").and_then(Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => Ok(value),
+        Some(version) => {
+            Err(refusal("version", format!("version {version} is not spoken here; this side speaks {VERSION}")))
+        }
+        None => Err(refusal("version", format!("the line has no field \"v\"; this side speaks version {VERSION}"))),
+    }
+}
+
+fn line(value: &impl Serialize) -> String {
+    #[expect(clippy::expect_used, reason = "strings, numbers and JSON values under string keys always serialize")]
+    let mut text = serde_json::to_string(value).expect("requests and replies are plain data");
+    text.push('\n');
+    text
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    v: u32,
+    #[serde(flatten)]
+    call: &'a Call,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Reply {
+    v: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ok: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<Refusal>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end: Option<bool>,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_lines_of_version_1_are_these() {
+        let pinned = [
+            (Call::Status, r#"{"v":1,"call":"status"}"#),
+            (Call::Version, r#"{"v":1,"call":"version"}"#),
+            (Call::Plan { text: "a\nb".into() }, r#"{"v":1,"call":"plan","text":"a\nb"}"#),
+            (Call::Apply { text: String::new() }, r#"{"v":1,"call":"apply","text":""}"#),
+            (
+                Call::Explain { source: "app".into(), destination: "nas".into(), service: "tcp/22".into() },
+                r#"{"v":1,"call":"explain","source":"app","destination":"nas","service":"tcp/22"}"#,
+            ),
+            (Call::Denied { follow: true }, r#"{"v":1,"call":"denied","follow":true}"#),
+            (Call::Journal { follow: false }, r#"{"v":1,"call":"journal","follow":false}"#),
+            (Call::Drain { wan: "wan1".into() }, r#"{"v":1,"call":"drain","wan":"wan1"}"#),
+            (Call::Undrain { wan: "wan1".into() }, r#"{"v":1,"call":"undrain","wan":"wan1"}"#),
+            (
+                Call::FailTest { wan: "wan1".into(), milliseconds: 1500 },
+                r#"{"v":1,"call":"fail-test","wan":"wan1","milliseconds":1500}"#,
+            ),
+        ];
+        for (call, text) in pinned {
+            assert_eq!(encode_call(&call), format!("{text}\n"));
+            assert_eq!(decode_call(text.as_bytes()).unwrap(), call);
+            assert!(text.contains(&format!("\"call\":\"{}\"", call.word())));
+        }
+    }
+
+    #[test]
+    fn answers_come_back_as_they_went() {
+        for answer in [Answer::Ok(json!({"a": [1, 2]})), Answer::Error(refusal("busy", "later".into())), Answer::End] {
+            assert_eq!(decode_answer(encode_answer(&answer).as_bytes()).unwrap(), answer);
+        }
+        assert_eq!(encode_answer(&Answer::End), "{\"v\":1,\"end\":true}\n");
+        assert_eq!(
+            encode_answer(&Answer::Error(refusal("busy", "later".into()))),
+            "{\"v\":1,\"error\":{\"code\":\"busy\",\"message\":\"later\"}}\n"
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_answered_with_what_is_wrong_with_it() {
+        for (line, code, part) in [
+            ("", "malformed", "not a JSON object"),
+            ("[1]", "version", "no field \"v\""),
+            (r#"{"v":2,"call":"status"}"#, "version", "version 2 is not spoken"),
+            (r#"{"v":1}"#, "malformed", "no field \"call\""),
+            (r#"{"v":1,"call":"reboot"}"#, "malformed", "\"reboot\""),
+            (r#"{"v":1,"call":"drain"}"#, "malformed", "wan"),
+            (r#"{"v":1,"call":"drain","wan":7}"#, "malformed", "string"),
+        ] {
+            let refusal = decode_call(line.as_bytes()).unwrap_err();
+            assert_eq!(refusal.code, code, "{line}");
+            assert!(refusal.message.contains(part), "{line}: {}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn fields_this_version_does_not_know_are_passed_over() {
+        assert_eq!(decode_call(br#"{"v":1,"call":"status","colour":"red"}"#).unwrap(), Call::Status);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(decode_call(&bytes).is_err());
+            prop_assert!(decode_answer(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_text_passes_unharmed(text: String) {
+            let call = Call::Apply { text };
+            let line = encode_call(&call);
+            prop_assert_eq!(line.matches('\n').count(), 1);
+            prop_assert_eq!(decode_call(line.as_bytes()).unwrap(), call);
+        }
+    }
+}

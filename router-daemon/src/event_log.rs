@@ -1,0 +1,2 @@
+//! What the firewall refused, told to a person.
+pub mod packet;
