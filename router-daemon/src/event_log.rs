@@ -1,2 +1,455 @@
-//! What the firewall refused, told to a person.
+//! What the firewall refused, told to a person: names of hosts and segments, the cell and the line of the site
+//! file that would have to change. The nflog reader hands packets in; the API reads the recent ones and follows
+//! new ones. Logs are a sample (the ruleset limits them per cell); the counters are exact.
+
 pub mod packet;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use config::Config;
+use config::model::{Cell, Internet, Vlan};
+use config::units::{IfName, Line};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc, watch};
+
+use self::packet::{Headers, Transport};
+
+/// One message of our nflog group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    /// `qw forward`, `qw input`, `qw spoof`, `qw invalid`, `qw allow LINE`.
+    pub prefix: String,
+    pub in_interface: Option<IfName>,
+    pub out_interface: Option<IfName>,
+    /// From the IP header on; possibly cut.
+    pub payload: Vec<u8>,
+}
+
+/// Why a packet was logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// On its way through the router; no cell allows it.
+    Forward,
+    /// To the router itself.
+    Input,
+    /// The source address does not belong behind the interface.
+    Spoof,
+    /// Conntrack cannot place it.
+    Invalid,
+    /// Allowed, by a cell that asks to log.
+    Allow,
+}
+
+/// One logged packet with names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// RFC 3339, UTC.
+    pub time: String,
+    pub kind: Kind,
+    pub from: End,
+    pub to: End,
+    pub transport: Transport,
+    /// `tcp/22`, `ping`, `protocol 89`.
+    pub service: String,
+    /// `dev->compute`: the pair of zones whose rule decided.
+    pub cell: String,
+    pub reason: String,
+    /// Where the site file says so; absent where nothing is written and the default denies.
+    pub line: Option<u32>,
+}
+
+/// One end of a logged packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// A VLAN or WAN by name, `router` or `internet`.
+    pub zone: String,
+    pub host: Option<String>,
+    pub address: IpAddr,
+}
+
+/// Equal denials together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    pub count: u64,
+    /// The time of the first of them that is still remembered.
+    pub since: String,
+    /// The last of them.
+    pub last: Denied,
+}
+
+/// The recent denials. Clones share them.
+#[derive(Debug, Clone)]
+pub struct EventLog {
+    recent: Arc<Mutex<VecDeque<Arc<Denied>>>>,
+    followers: broadcast::Sender<Arc<Denied>>,
+}
+
+impl Default for EventLog {
+    fn default() -> Self {
+        Self { recent: Arc::default(), followers: broadcast::Sender::new(FOLLOWER_BACKLOG) }
+    }
+}
+
+impl EventLog {
+    /// Remembers it and tells those who follow.
+    pub fn push(&self, denied: Denied) {
+        let denied = Arc::new(denied);
+        {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if recent.len() == RECENT {
+                recent.pop_front();
+            }
+            recent.push_back(Arc::clone(&denied));
+        }
+        // Nobody following is no failure.
+        drop(self.followers.send(denied));
+    }
+
+    /// Everything remembered, grouped; the group that was seen last comes last.
+    pub fn groups(&self) -> Vec<Group> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut groups = BTreeMap::<_, (usize, Group)>::new();
+        for (place, denied) in recent.iter().enumerate() {
+            let key = (denied.kind, &denied.cell, denied.from.address, denied.to.address, &denied.service);
+            groups
+                .entry(key)
+                .and_modify(|(last, group)| {
+                    *last = place;
+                    group.count += 1;
+                    group.last = Denied::clone(denied);
+                })
+                .or_insert_with(|| {
+                    (place, Group { count: 1, since: denied.time.clone(), last: Denied::clone(denied) })
+                });
+        }
+        let mut groups = groups.into_values().collect::<Vec<_>>();
+        groups.sort_by_key(|(last, _)| *last);
+        groups.into_iter().map(|(_, group)| group).collect()
+    }
+
+    /// Each denial from here on. A follower that falls too far behind misses some and learns how many.
+    pub fn follow(&self) -> broadcast::Receiver<Arc<Denied>> {
+        self.followers.subscribe()
+    }
+}
+
+/// Names each logged packet and hands it to `log`, until the sender of packets is gone. Owns nothing that would be
+/// lost by cancelling it.
+pub async fn run(mut packets: mpsc::Receiver<Logged>, config: watch::Receiver<Option<Arc<Config>>>, log: EventLog) {
+    let mut own = OwnLog::default();
+    while let Some(logged) = packets.recv().await {
+        let config = config.borrow().clone();
+        let Some(denied) = config.and_then(|config| name(&config, &logged, SystemTime::now())) else {
+            tracing::debug!(prefix = logged.prefix, "a logged packet cannot be told");
+            continue;
+        };
+        own.write(&denied, SystemTime::now());
+        log.push(denied);
+    }
+}
+
+/// A logged packet with its names, or `None` where it is not ours or not IP.
+pub fn name(config: &Config, logged: &Logged, at: SystemTime) -> Option<Denied> {
+    let (kind, allowed_by) = kind(&logged.prefix)?;
+    let headers = packet::parse(&logged.payload)?;
+    let from = End {
+        zone: zone(config, logged.in_interface.as_ref(), headers.source, "router"),
+        host: host(config, headers.source),
+        address: headers.source,
+    };
+    let to_zone = match kind {
+        Kind::Input => "router".to_owned(),
+        Kind::Forward | Kind::Spoof | Kind::Invalid | Kind::Allow => {
+            zone(config, logged.out_interface.as_ref(), headers.destination, "internet")
+        }
+    };
+    let to = End { zone: to_zone, host: host(config, headers.destination), address: headers.destination };
+    let service = headers.transport.service();
+    let (reason, line) = match kind {
+        Kind::Forward => why_not_forwarded(config, logged, &from.zone, &to.zone, &service),
+        Kind::Input => why_not_let_in(config, logged, &service),
+        Kind::Spoof => why_spoofed(config, logged, &headers),
+        Kind::Invalid => ("belongs to no connection the router knows".to_owned(), None),
+        Kind::Allow => ("allowed, and the cell asks to log".to_owned(), allowed_by),
+    };
+    Some(Denied {
+        time: humantime::format_rfc3339_millis(at).to_string(),
+        kind,
+        cell: format!("{}->{}", from.zone, to.zone),
+        from,
+        to,
+        transport: headers.transport,
+        service,
+        reason,
+        line: line.filter(|line| *line != Line::BUILT_IN).map(|line| line.0),
+    })
+}
+
+fn kind(prefix: &str) -> Option<(Kind, Option<Line>)> {
+    let mut words = prefix.split_whitespace();
+    if words.next() != Some("qw") {
+        return None;
+    }
+    match words.next()? {
+        "forward" => Some((Kind::Forward, None)),
+        "input" => Some((Kind::Input, None)),
+        "spoof" => Some((Kind::Spoof, None)),
+        "invalid" => Some((Kind::Invalid, None)),
+        "allow" => Some((Kind::Allow, words.next().and_then(|line| line.parse().ok()).map(Line))),
+        _ => None,
+    }
+}
+
+/// The interface tells the zone; without one, the address does.
+fn zone(config: &Config, interface: Option<&IfName>, address: IpAddr, own: &str) -> String {
+    let by_interface = interface.map(|interface| {
+        let vlan = config.vlans.values().find(|vlan| vlan.interface == *interface).map(|vlan| vlan.name.to_string());
+        let wan = || config.wans.values().find(|wan| wan.interface == *interface).map(|wan| wan.name.to_string());
+        vlan.or_else(wan).unwrap_or_else(|| interface.to_string())
+    });
+    by_interface.unwrap_or_else(|| {
+        if is_router(config, address) {
+            return "router".to_owned();
+        }
+        config.vlan_of(address).map_or_else(|| own.to_owned(), |vlan| vlan.name.to_string())
+    })
+}
+
+fn host(config: &Config, address: IpAddr) -> Option<String> {
+    if is_router(config, address) {
+        return Some("router".to_owned());
+    }
+    config.host_at(address).map(|host| host.name.to_string())
+}
+
+fn is_router(config: &Config, address: IpAddr) -> bool {
+    let vlans = config.vlans.values().flat_map(|vlan| &vlan.addresses);
+    let wans = config.wans.values().flat_map(|wan| &wan.addressing.addresses);
+    vlans.chain(wans).any(|own| own.addr() == address)
+}
+
+/// The packet was denied; what remains is to tell which line would have to say otherwise.
+fn why_not_forwarded(config: &Config, logged: &Logged, from: &str, to: &str, service: &str) -> (String, Option<Line>) {
+    let is_wan = |name: &Option<IfName>| {
+        config.wans.values().any(|wan| name.as_ref().is_some_and(|name| wan.interface == *name))
+    };
+    if is_wan(&logged.in_interface) {
+        return ("nothing may come in from a WAN unasked".to_owned(), None);
+    }
+    if is_wan(&logged.out_interface) {
+        return match vlan_at(config, logged.in_interface.as_ref()) {
+            Some(vlan) => match &vlan.internet {
+                Internet::None => (format!("{from} may not use the Internet"), Some(vlan.internet_line)),
+                Internet::Any => ("no line may carry it".to_owned(), None),
+                Internet::Sets(_) => {
+                    (format!("no egress set of {from} covers {service} there"), Some(vlan.internet_line))
+                }
+            },
+            None => ("default deny".to_owned(), None),
+        };
+    }
+    let of_pair = |cell: &&Cell| cell.from.as_str() == from && cell.to.as_str() == to;
+    let enabled = config.cells.iter().filter(of_pair).find(|cell| cell.enabled);
+    let disabled = config.cells.iter().find(of_pair);
+    match (enabled, disabled) {
+        (Some(cell), _) => (format!("the cell does not cover {service} between these hosts"), Some(cell.line)),
+        (None, Some(cell)) => ("the cell is disabled".to_owned(), Some(cell.line)),
+        (None, None) => ("default deny".to_owned(), None),
+    }
+}
+
+fn why_not_let_in(config: &Config, logged: &Logged, service: &str) -> (String, Option<Line>) {
+    match vlan_at(config, logged.in_interface.as_ref()) {
+        Some(vlan) => (format!("{service} is not in the input of {}", vlan.name), Some(vlan.input_line)),
+        None => ("the router takes nothing unasked from a WAN".to_owned(), None),
+    }
+}
+
+fn why_spoofed(config: &Config, logged: &Logged, headers: &Headers) -> (String, Option<Line>) {
+    match vlan_at(config, logged.in_interface.as_ref()) {
+        Some(vlan) => (format!("{} is not an address of {}", headers.source, vlan.name), Some(vlan.line)),
+        None => (format!("{} cannot come from there", headers.source), None),
+    }
+}
+
+fn vlan_at<'a>(config: &'a Config, interface: Option<&IfName>) -> Option<&'a Vlan> {
+    config.vlans.values().find(|vlan| interface.is_some_and(|interface| vlan.interface == *interface))
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Some(host) => f.write_str(host),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+impl fmt::Display for Denied {
+    /// `dev/dev1 -> compute/worker3 tcp/22: default deny`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{} -> {}/{} {}: {} ({})",
+            self.from.zone,
+            self.from,
+            self.to.zone,
+            self.to,
+            self.service,
+            self.reason,
+            match self.line {
+                Some(line) => format!("line {line}"),
+                None => "built in".to_owned(),
+            }
+        )
+    }
+}
+
+/// The daemon's own log of denials: at most [`OWN_LINES`] per second, and a count of what was left out.
+#[derive(Debug, Default)]
+struct OwnLog {
+    second: Duration,
+    written: u32,
+    left_out: u64,
+}
+
+impl OwnLog {
+    fn write(&mut self, denied: &Denied, at: SystemTime) {
+        if !self.admits(at) {
+            return;
+        }
+        let left_out = std::mem::take(&mut self.left_out);
+        let Denied { kind, cell, service, line, reason, .. } = denied;
+        let (from, to) = (&denied.from, &denied.to);
+        tracing::info!(target: "denied", ?kind, cell, %from, %to, service, line, reason, left_out);
+    }
+
+    fn admits(&mut self, at: SystemTime) -> bool {
+        let second = Duration::from_secs(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs());
+        if second != self.second {
+            self.second = second;
+            self.written = 0;
+        }
+        let admitted = self.written < OWN_LINES;
+        if admitted {
+            self.written += 1;
+        } else {
+            self.left_out += 1;
+        }
+        admitted
+    }
+}
+
+/// How many denials are remembered.
+const RECENT: usize = 4096;
+/// How far a follower may fall behind.
+const FOLLOWER_BACKLOG: usize = 256;
+/// Lines per second in the daemon's own log.
+const OWN_LINES: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn a_denied_packet_is_told_by_names() {
+        let denied = named("qw forward", Some("vlan50"), Some("vlan60"), packet::tests::ipv4(6, &[4, 0, 0, 22]));
+        assert_eq!(denied.to_string(), "dev/dev1 -> compute/worker3 tcp/22: default deny (built in)");
+        assert_eq!(denied.time, "1970-01-01T00:16:40.000Z");
+        assert_eq!(denied.cell, "dev->compute");
+        assert_eq!(denied.line, None);
+    }
+
+    #[test]
+    fn the_reason_names_the_line_that_would_have_to_change() {
+        let cases = [
+            ("qw forward", "vlan60", Some("vlan50"), "the cell does not cover tcp/22 between these hosts (line 40)"),
+            ("qw forward", "vlan50", Some("wan1"), "dev may not use the Internet (line 12)"),
+            ("qw forward", "vlan60", Some("wan1"), "no egress set of compute covers tcp/22 there (line 22)"),
+            ("qw forward", "wan1", Some("vlan60"), "nothing may come in from a WAN unasked (built in)"),
+            ("qw input", "vlan50", None, "tcp/22 is not in the input of dev (line 13)"),
+            ("qw input", "wan1", None, "the router takes nothing unasked from a WAN (built in)"),
+            ("qw spoof", "vlan60", None, "10.10.50.7 is not an address of compute (line 20)"),
+            ("qw invalid", "vlan50", Some("vlan60"), "belongs to no connection the router knows (built in)"),
+            ("qw allow 40", "vlan60", Some("vlan50"), "allowed, and the cell asks to log (line 40)"),
+        ];
+        for (prefix, from, to, end) in cases {
+            let denied = named(prefix, Some(from), to, packet::tests::ipv4(6, &[4, 0, 0, 22])).to_string();
+            assert!(denied.ends_with(end), "{denied} should end with {end}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_or_not_ip_is_passed_over() {
+        for (prefix, payload) in [("other", packet::tests::ipv4(6, &[])), ("qw forward", vec![1, 2, 3])] {
+            let logged = Logged { prefix: prefix.into(), in_interface: None, out_interface: None, payload };
+            assert_eq!(name(&fixture::config(), &logged, SystemTime::UNIX_EPOCH), None);
+        }
+    }
+
+    #[test]
+    fn equal_denials_are_counted_together_and_the_latest_comes_last() {
+        let log = EventLog::default();
+        let ssh = named("qw forward", Some("vlan50"), Some("vlan60"), packet::tests::ipv4(6, &[4, 0, 0, 22]));
+        let dns = named("qw forward", Some("vlan50"), Some("vlan60"), packet::tests::ipv4(17, &[4, 0, 0, 53]));
+        for denied in [&ssh, &dns, &ssh] {
+            log.push(denied.clone());
+        }
+        let groups = log.groups();
+        let told = groups.iter().map(|group| (group.last.service.as_str(), group.count)).collect::<Vec<_>>();
+        assert_eq!(told, [("udp/53", 1), ("tcp/22", 2)]);
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let log = EventLog::default();
+        let denied = named("qw forward", Some("vlan50"), Some("vlan60"), packet::tests::ipv4(6, &[4, 0, 0, 22]));
+        for _ in 0..RECENT + 10 {
+            log.push(denied.clone());
+        }
+        assert_eq!(log.groups()[0].count, RECENT as u64);
+    }
+
+    #[test]
+    fn the_own_log_is_limited_per_second() {
+        let mut own = OwnLog::default();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+        let admitted = (0..OWN_LINES * 3).filter(|_| own.admits(at)).count();
+        assert_eq!(admitted, OWN_LINES as usize);
+        assert_eq!(own.left_out, u64::from(OWN_LINES) * 2);
+        assert!(own.admits(at + Duration::from_secs(1)));
+    }
+
+    #[tokio::test]
+    async fn the_task_names_packets_and_tells_followers() {
+        let (packets, receiver) = mpsc::channel(4);
+        let (_config, watched) = watch::channel(Some(Arc::new(fixture::config())));
+        let log = EventLog::default();
+        let mut follower = log.follow();
+        let task = tokio::spawn(run(receiver, watched, log.clone()));
+        packets
+            .send(logged("qw forward", Some("vlan50"), Some("vlan60"), packet::tests::ipv4(1, &[8, 0])))
+            .await
+            .unwrap();
+        assert_eq!(follower.recv().await.unwrap().service, "ping");
+        drop(packets);
+        task.await.unwrap();
+        assert_eq!(log.groups().len(), 1);
+    }
+
+    fn named(prefix: &str, from: Option<&str>, to: Option<&str>, payload: Vec<u8>) -> Denied {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        name(&fixture::config(), &logged(prefix, from, to, payload), at).unwrap()
+    }
+
+    fn logged(prefix: &str, from: Option<&str>, to: Option<&str>, payload: Vec<u8>) -> Logged {
+        let interface = |name: Option<&str>| name.map(|name| name.parse().unwrap());
+        Logged { prefix: prefix.into(), in_interface: interface(from), out_interface: interface(to), payload }
+    }
+}

@@ -4,4 +4,6 @@ pub mod api;
 pub mod ask;
 pub mod counters;
 pub mod event_log;
+#[cfg(test)]
+mod fixture;
 pub mod kernel;
