@@ -1,14 +1,11 @@
 //! What the API may ask of the event loop, and what it gets. The loop owns the router; everybody else sends one
 //! of these and waits for the answer.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use config::Config;
-use config::units::{Family, WanName};
 use mwan::decide::Decision;
-use mwan::event::{Health, Notice};
-use mwan::{KernelState, Step, Time};
+use mwan::{KernelState, Step};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -36,25 +33,7 @@ pub struct View {
     pub snapshot: mwan::router::Snapshot,
     /// What the health of the lines amounts to: `explain` answers by it.
     pub decision: Decision,
-    /// When this view was taken, on the clock of `snapshot`.
-    pub at: Time,
     pub applies: Applies,
-    pub failovers: Failovers,
-}
-
-/// How often each line was lost, per family, since the daemon started.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Failovers(pub BTreeMap<(WanName, Family), u64>);
-
-impl Failovers {
-    /// Counts a notice that says that a line in use was lost; the event loop shows it every notice.
-    pub fn count(&mut self, notice: &Notice) {
-        if let Notice::Health { wan, family, from: Health::Up | Health::Degraded, to, .. } = notice
-            && matches!(to, Health::Down | Health::NoCarrier)
-        {
-            *self.0.entry((wan.clone(), *family)).or_default() += 1;
-        }
-    }
 }
 
 /// How applying has gone so far.
