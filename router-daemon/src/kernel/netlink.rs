@@ -1,0 +1,513 @@
+//! Netlink, as far as we need it: one way to build messages, one way to read them, one socket that asks.
+//!
+//! Routing, nftables, conntrack and nflog all speak this format, and we need attributes that no crate's types
+//! carry, so it is written and read here byte by byte. Nothing outside `kernel` uses this.
+//!
+//! The kernel handles a request inside `send` and queues the whole answer (or the first part of a dump) before
+//! `send` returns. So the asking socket never waits: an empty queue before the answer is complete is an error.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_sys::{Socket as Raw, SocketAddr};
+use tokio::io::unix::AsyncFd;
+
+pub(crate) use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+
+pub(crate) const NLM_F_REQUEST: u16 = 0x1;
+pub(crate) const NLM_F_ACK: u16 = 0x4;
+pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
+pub(crate) const NLM_F_REPLACE: u16 = 0x100;
+pub(crate) const NLM_F_EXCL: u16 = 0x200;
+pub(crate) const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const NLM_F_CREATE: u16 = 0x400;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLA_F_NESTED: u16 = 0x8000;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+const HEADER: usize = 16;
+/// The kernel never makes a dump part larger than 32 KiB.
+const BUFFER: usize = 64 * 1024;
+/// A dump that raced with a change is asked again this often.
+const DUMP_TRIES: usize = 8;
+
+/// What the kernel said no with, and the words it added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) errno: i32,
+    pub(crate) words: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", io::Error::from_raw_os_error(self.errno))?;
+        if self.words.is_empty() { Ok(()) } else { write!(f, ": {}", self.words) }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        Self::new(Self::from_raw_os_error(refused.errno).kind(), refused)
+    }
+}
+
+/// The errno behind an error of this module.
+pub(crate) fn errno(error: &io::Error) -> Option<i32> {
+    error
+        .raw_os_error()
+        .or_else(|| error.get_ref()?.downcast_ref::<Refused>().map(|refused| refused.errno))
+}
+
+/// What is already so is a success: `result`, with these errno values taken as done.
+pub(crate) fn done_if<T: Default>(result: io::Result<T>, errnos: &[nix::errno::Errno]) -> io::Result<T> {
+    match result {
+        Err(error) if errno(&error).is_some_and(|found| errnos.iter().any(|e| *e as i32 == found)) => Ok(T::default()),
+        other => other,
+    }
+}
+
+/// A message under construction.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    bytes: Vec<u8>,
+}
+
+impl Message {
+    /// `header` is the fixed structure that follows the netlink header: `rtmsg`, `nfgenmsg` …
+    pub(crate) fn new(kind: u16, flags: u16, header: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(header);
+        pad(&mut bytes);
+        Self { bytes }
+    }
+
+    #[must_use]
+    pub(crate) fn attr(mut self, kind: u16, payload: &[u8]) -> Self {
+        let start = self.open(kind);
+        self.bytes.extend_from_slice(payload);
+        self.close(start);
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn u8(self, kind: u16, value: u8) -> Self {
+        self.attr(kind, &[value])
+    }
+
+    #[must_use]
+    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
+        self.attr(kind, &value.to_ne_bytes())
+    }
+
+    /// Netfilter speaks network order.
+    #[must_use]
+    pub(crate) fn be32(self, kind: u16, value: u32) -> Self {
+        self.attr(kind, &value.to_be_bytes())
+    }
+
+    /// Text with its terminating zero.
+    #[must_use]
+    pub(crate) fn text(mut self, kind: u16, text: &str) -> Self {
+        let start = self.open(kind);
+        self.bytes.extend_from_slice(text.as_bytes());
+        self.bytes.push(0);
+        self.close(start);
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn nest(mut self, kind: u16, inside: impl FnOnce(Self) -> Self) -> Self {
+        let start = self.open(kind | NLA_F_NESTED);
+        self = inside(self);
+        self.close(start);
+        self
+    }
+
+    fn open(&mut self, kind: u16) -> usize {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 2]);
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        start
+    }
+
+    fn close(&mut self, start: usize) {
+        let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        pad(&mut self.bytes);
+    }
+
+    fn finish(mut self, seq: u32, flags: u16) -> Vec<u8> {
+        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
+        let flags = flags | ne16(&self.bytes[6..8]);
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self.bytes[8..12].copy_from_slice(&seq.to_ne_bytes());
+        self.bytes
+    }
+}
+
+/// A message as it arrived, without its netlink header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Received {
+    pub(crate) kind: u16,
+    flags: u16,
+    seq: u32,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Received {
+    /// The attributes behind a fixed header of this length.
+    pub(crate) fn attributes(&self, header: usize) -> Attributes<'_> {
+        Attributes(self.body.get(header..).unwrap_or_default())
+    }
+}
+
+/// The attributes in a stretch of bytes. Reading never fails: what is malformed is not there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Attributes<'a> {
+    pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
+        self.find(|(found, _)| *found == kind).map(|(_, payload)| payload)
+    }
+
+    pub(crate) fn nested(self, kind: u16) -> Attributes<'a> {
+        Attributes(self.get(kind).unwrap_or_default())
+    }
+
+    pub(crate) fn u8(self, kind: u16) -> Option<u8> {
+        self.get(kind)?.first().copied()
+    }
+
+    pub(crate) fn u32(self, kind: u16) -> Option<u32> {
+        self.get(kind)?.try_into().ok().map(u32::from_ne_bytes)
+    }
+
+    pub(crate) fn be16(self, kind: u16) -> Option<u16> {
+        self.get(kind)?.try_into().ok().map(u16::from_be_bytes)
+    }
+
+    pub(crate) fn be32(self, kind: u16) -> Option<u32> {
+        self.get(kind)?.try_into().ok().map(u32::from_be_bytes)
+    }
+
+    pub(crate) fn be64(self, kind: u16) -> Option<u64> {
+        self.get(kind)?.try_into().ok().map(u64::from_be_bytes)
+    }
+
+    pub(crate) fn text(self, kind: u16) -> Option<&'a str> {
+        let bytes = self.get(kind)?;
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        std::str::from_utf8(&bytes[..end]).ok()
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(ne16(self.0.get(0..2)?));
+        let kind = ne16(self.0.get(2..4)?) & NLA_TYPE_MASK;
+        let payload = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    }
+}
+
+/// A socket that asks and is answered.
+pub(crate) struct Socket {
+    raw: Raw,
+    seq: u32,
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Socket").field("fd", &self.raw.as_raw_fd()).finish_non_exhaustive()
+    }
+}
+
+impl Socket {
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
+        let mut raw = Raw::new(protocol)?;
+        raw.bind_auto()?;
+        raw.connect(&SocketAddr::new(0, 0))?;
+        raw.set_non_blocking(true)?;
+        raw.set_ext_ack(true)?;
+        raw.set_cap_ack(true)?;
+        // Dumps of routes then honour the protocol in their header, instead of walking foreign tables through us.
+        raw.set_netlink_get_strict_chk(true)?;
+        // Hundreds of acknowledgements of one batch are queued before the first is read.
+        raw.set_rx_buf_sz(1 << 20)?;
+        Ok(Self { raw, seq: 0 })
+    }
+
+    /// One change. Replies other than the acknowledgement are handed back.
+    pub(crate) fn ask(&mut self, message: Message) -> io::Result<Vec<Received>> {
+        let seq = self.send(vec![message], NLM_F_ACK)?;
+        let mut replies = Vec::new();
+        loop {
+            for received in self.receive()? {
+                match received.kind {
+                    _ if received.seq != seq => {}
+                    NLMSG_ERROR => return verdict(&received).map(|()| replies).map_err(Into::into),
+                    _ => replies.push(received),
+                }
+            }
+        }
+    }
+
+    /// Everything of a kind. Asked again where the kernel says the answer mixes two states.
+    pub(crate) fn dump(&mut self, message: &Message) -> io::Result<Vec<Received>> {
+        for _ in 0..DUMP_TRIES {
+            let mut all = Vec::new();
+            if self.dump_into(message.clone(), |received| all.push(received))? {
+                return Ok(all);
+            }
+        }
+        Err(Refused { errno: nix::errno::Errno::EINTR as i32, words: "the dump kept changing".to_owned() }.into())
+    }
+
+    /// The same, one at a time; `false` when the kernel says that the answer mixes two states.
+    pub(crate) fn dump_into(&mut self, message: Message, mut each: impl FnMut(Received)) -> io::Result<bool> {
+        let seq = self.send(vec![message], NLM_F_DUMP)?;
+        let mut consistent = true;
+        loop {
+            for received in self.receive()? {
+                if received.seq != seq {
+                    continue;
+                }
+                consistent &= received.flags & NLM_F_DUMP_INTR == 0;
+                match received.kind {
+                    NLMSG_DONE => {
+                        let code = received.body.get(0..4).map_or(0, ne32).cast_signed();
+                        return if code < 0 {
+                            Err(Refused { errno: -code, words: String::new() }.into())
+                        } else {
+                            Ok(consistent)
+                        };
+                    }
+                    NLMSG_ERROR => verdict(&received)?,
+                    _ => each(received),
+                }
+            }
+        }
+    }
+
+    /// A batch of changes that take effect together or not at all. `frame` opens and closes it.
+    pub(crate) fn batch(&mut self, frame: [Message; 2], changes: Vec<Message>) -> io::Result<()> {
+        let awaited = changes.len();
+        let [begin, end] = frame;
+        let first = self.seq.wrapping_add(1);
+        let mut bytes = begin.finish(first, 0);
+        for change in changes {
+            self.seq = self.seq.wrapping_add(1);
+            bytes.extend(change.finish(self.seq, NLM_F_ACK));
+        }
+        bytes.extend(end.finish(self.seq, 0));
+        self.raw.send(&bytes, 0)?;
+        let mut acknowledged = 0;
+        let mut refused = None;
+        loop {
+            let parts = match self.receive() {
+                Ok(parts) => parts,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            };
+            for received in parts {
+                if received.kind == NLMSG_ERROR && received.seq.wrapping_sub(first) <= self.seq.wrapping_sub(first) {
+                    match verdict(&received) {
+                        Ok(()) => acknowledged += 1,
+                        Err(error) => refused = refused.or(Some(error)),
+                    }
+                }
+            }
+        }
+        match refused {
+            Some(refused) => Err(refused.into()),
+            None if acknowledged < awaited => {
+                Err(io::Error::other(format!("only {acknowledged} of {awaited} changes were acknowledged")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn send(&mut self, messages: Vec<Message>, flags: u16) -> io::Result<u32> {
+        // Whatever an earlier, broken-off answer left behind.
+        while self.receive().is_ok() {}
+        self.seq = self.seq.wrapping_add(1);
+        let bytes: Vec<u8> = messages.into_iter().flat_map(|message| message.finish(self.seq, flags)).collect();
+        self.raw.send(&bytes, 0)?;
+        Ok(self.seq)
+    }
+
+    fn receive(&self) -> io::Result<Vec<Received>> {
+        receive(&self.raw)
+    }
+}
+
+/// A socket that is told. Cancelling `next` loses nothing: a message is taken only when it is returned.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: AsyncFd<Fd>,
+}
+
+struct Fd(Raw);
+
+impl fmt::Debug for Fd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fd({})", self.0.as_raw_fd())
+    }
+}
+
+impl AsRawFd for Fd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What a listener hears.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Messages(Vec<Received>),
+    /// The kernel had more to say than the socket could hold: look at everything again.
+    Overrun,
+}
+
+impl Listener {
+    pub(crate) fn open(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Self> {
+        let mut raw = Raw::new(protocol)?;
+        raw.bind_auto()?;
+        raw.set_non_blocking(true)?;
+        raw.set_rx_buf_sz(i32::try_from(buffer).unwrap_or(i32::MAX))?;
+        for group in groups {
+            raw.add_membership(*group)?;
+        }
+        Ok(Self { socket: AsyncFd::new(Fd(raw))? })
+    }
+
+    /// A request whose answer arrives among the messages.
+    pub(crate) fn tell(&self, message: Message) -> io::Result<()> {
+        self.socket.get_ref().0.send_to(&message.finish(1, 0), &SocketAddr::new(0, 0), 0).map(drop)
+    }
+
+    pub(crate) async fn next(&self) -> io::Result<Heard> {
+        loop {
+            let mut ready = self.socket.readable().await?;
+            match ready.try_io(|socket| receive(&socket.get_ref().0)) {
+                Ok(Ok(messages)) => return Ok(Heard::Messages(messages)),
+                Ok(Err(error)) if errno(&error) == Some(nix::errno::Errno::ENOBUFS as i32) => {
+                    return Ok(Heard::Overrun);
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    /// What has arrived already, without waiting.
+    pub(crate) fn pending(&self) -> io::Result<Option<Heard>> {
+        match receive(&self.socket.get_ref().0) {
+            Ok(messages) => Ok(Some(Heard::Messages(messages))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if errno(&error) == Some(nix::errno::Errno::ENOBUFS as i32) => Ok(Some(Heard::Overrun)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn receive(raw: &Raw) -> io::Result<Vec<Received>> {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    raw.recv(&mut buffer, 0)?;
+    Ok(split(&buffer))
+}
+
+/// The messages in one datagram.
+fn split(mut bytes: &[u8]) -> Vec<Received> {
+    let mut messages = Vec::new();
+    while bytes.len() >= HEADER {
+        let length = ne32(&bytes[0..4]) as usize;
+        let Some(body) = bytes.get(HEADER..length) else { break };
+        messages.push(Received {
+            kind: ne16(&bytes[4..6]),
+            flags: ne16(&bytes[6..8]),
+            seq: ne32(&bytes[8..12]),
+            body: body.to_vec(),
+        });
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    messages
+}
+
+/// What an `NLMSG_ERROR` says; code 0 is the acknowledgement.
+fn verdict(received: &Received) -> Result<(), Refused> {
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    let code = received.body.get(0..4).map_or(0, ne32).cast_signed();
+    if code == 0 {
+        return Ok(());
+    }
+    // The header of the refused message follows the code; `NETLINK_CAP_ACK` keeps its body away.
+    let words = received.attributes(4 + HEADER).text(NLMSGERR_ATTR_MSG).unwrap_or_default();
+    Err(Refused { errno: -code, words: words.to_owned() })
+}
+
+fn pad(bytes: &mut Vec<u8>) {
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+fn ne16(bytes: &[u8]) -> u16 {
+    bytes.try_into().map_or(0, u16::from_ne_bytes)
+}
+
+pub(crate) fn ne32(bytes: &[u8]) -> u32 {
+    bytes.try_into().map_or(0, u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let bytes = Message::new(24, NLM_F_CREATE, &[9; 3])
+            .u8(1, 7)
+            .text(2, "wan1")
+            .nest(3, |inside| inside.be32(1, 0x0102_0304).u32(2, 5))
+            .finish(11, NLM_F_ACK);
+        let [message] = split(&bytes).try_into().unwrap();
+        assert_eq!((message.kind, message.seq), (24, 11));
+        assert_eq!(message.flags, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE);
+        let attributes = message.attributes(4);
+        assert_eq!(attributes.u8(1), Some(7));
+        assert_eq!(attributes.text(2), Some("wan1"));
+        assert_eq!(attributes.nested(3).be32(1), Some(0x0102_0304));
+        assert_eq!(attributes.nested(3).u32(2), Some(5));
+        assert_eq!(attributes.get(4), None);
+    }
+
+    #[test]
+    fn malformed_bytes_hold_nothing() {
+        assert_eq!(split(&[0xff; 40]), []);
+        assert_eq!(Attributes(&[2, 0, 1, 0]).next(), None);
+        assert_eq!(Attributes(&[9, 0, 1, 0, 5]).next(), None);
+        assert_eq!(Attributes(&[0; 64]).next(), None);
+    }
+
+    #[test]
+    fn a_refusal_carries_the_words_of_the_kernel() {
+        let mut body = (-22_i32).to_ne_bytes().to_vec();
+        body.extend([0; HEADER]);
+        body.extend(Message::new(0, 0, &[]).text(1, "Unknown device type").bytes.split_off(HEADER));
+        let refused = verdict(&Received { kind: NLMSG_ERROR, flags: 0, seq: 0, body }).unwrap_err();
+        assert_eq!(refused.errno, 22);
+        assert_eq!(refused.words, "Unknown device type");
+        assert_eq!(errno(&refused.into()), Some(22));
+    }
+}

@@ -1,0 +1,37 @@
+//! Values below `/proc/sys`. The files of the network part show the namespace of the thread that opens them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Those that `want` names. What the kernel has no file for is left out.
+pub(crate) fn observed(want: &BTreeMap<String, String>) -> io::Result<BTreeMap<String, String>> {
+    let mut observed = BTreeMap::new();
+    for (name, wanted) in want {
+        match fs::read_to_string(Path::new(ROOT).join(name)) {
+            Ok(value) => drop(observed.insert(name.clone(), value.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional(name) => {
+                observed.insert(name.clone(), wanted.clone());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(observed)
+}
+
+pub(crate) fn set(name: &str, value: &str) -> io::Result<()> {
+    match fs::write(Path::new(ROOT).join(name), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional(name) => Ok(()),
+        other => other,
+    }
+}
+
+/// Without br_netfilter bridged frames pass no filter: what we would switch off is off. Once somebody loads it, the
+/// files appear and count.
+fn is_optional(name: &str) -> bool {
+    name.starts_with("net/bridge/")
+}
+
+const ROOT: &str = "/proc/sys";
