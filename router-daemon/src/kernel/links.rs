@@ -81,14 +81,22 @@ impl Table {
         Links(facts.collect())
     }
 
-    /// Our own links and the ports `want` names, in its words.
+    /// Our own links and the ports `want` names, each under its present name. An MTU that `want` leaves open is
+    /// left out.
     pub(crate) fn observed(&self, want: &KernelState) -> BTreeMap<IfName, Link> {
+        let is_port = |name: &IfName| {
+            want.links.iter().any(|(wanted, link)| match &link.kind {
+                LinkKind::Port { found_as } => wanted == name || found_as == name,
+                LinkKind::Bridge | LinkKind::Tagged { .. } => false,
+            })
+        };
         let observed = self.0.iter().filter_map(|link| {
             let name: IfName = link.name.parse().ok()?;
             let wanted = want.links.get(&name);
-            let kind = match wanted.map(|wanted| &wanted.kind) {
-                Some(LinkKind::Port { .. }) => LinkKind::Port { found_as: name.clone() },
-                Some(LinkKind::Bridge | LinkKind::Tagged { .. }) | None => self.own_kind(link)?,
+            let kind = match self.own_kind(link) {
+                Some(kind) => kind,
+                None if is_port(&name) => LinkKind::Port { found_as: name.clone() },
+                None => return None,
             };
             let mtu = wanted.and_then(|wanted| wanted.mtu).and_then(|_| u16::try_from(link.mtu).ok());
             let master = link.master.and_then(|index| self.name(index));
@@ -102,9 +110,7 @@ impl Table {
         match link.kind.as_deref() {
             _ if !link.is_ours() => None,
             Some("bridge") => Some(LinkKind::Bridge),
-            Some("vlan") => {
-                Some(LinkKind::Tagged { parent: self.name(link.parent?)?, vlan: VlanId::new(link.vlan?)? })
-            }
+            Some("vlan") => Some(LinkKind::Tagged { parent: self.name(link.parent?)?, vlan: VlanId::new(link.vlan?)? }),
             Some(_) | None => None,
         }
     }
@@ -122,7 +128,10 @@ struct Device {
 
 impl Devices {
     fn of(&mut self, link: &Found) -> Device {
-        self.0.entry((link.index, link.name.clone())).or_insert_with(|| device(Path::new("/sys/class/net"), link)).clone()
+        self.0
+            .entry((link.index, link.name.clone()))
+            .or_insert_with(|| device(Path::new("/sys/class/net"), link))
+            .clone()
     }
 }
 
@@ -130,7 +139,8 @@ fn device(sys: &Path, link: &Found) -> Device {
     let directory = sys.join(&link.name);
     // In a network namespace `/sys` may be the one of another: the same name is then another link.
     let same = fs::read_to_string(directory.join("ifindex")).is_ok_and(|text| text.trim() == link.index.to_string())
-        && fs::read_to_string(directory.join("address")).is_ok_and(|text| Some(text.trim()) == mac_text(link).as_deref());
+        && fs::read_to_string(directory.join("address"))
+            .is_ok_and(|text| Some(text.trim()) == mac_text(link).as_deref());
     if !same {
         return Device::default();
     }
@@ -146,27 +156,15 @@ fn mac_text(link: &Found) -> Option<String> {
     link.mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"))
 }
 
-/// Ports that had to give their name to another in the middle of a plan: the name they had, and the one they have.
-/// The plan was made before and goes on calling them by the first.
-#[derive(Debug, Default)]
-pub(crate) struct Displaced(BTreeMap<String, String>);
-
-impl Displaced {
-    /// A fresh observation knows the names as they are.
-    pub(crate) fn forget(&mut self) {
-        self.0.clear();
-    }
-}
-
 /// Creates, renames or changes a link.
-pub(crate) fn set(socket: &mut Socket, displaced: &mut Displaced, name: &IfName, link: &Link) -> io::Result<()> {
+pub(crate) fn set(socket: &mut Socket, name: &IfName, link: &Link) -> io::Result<()> {
     let table = Table::read(socket)?;
     let index = match &link.kind {
-        LinkKind::Port { found_as } => port(socket, displaced, &table, name, found_as)?,
+        LinkKind::Port { found_as } => port(socket, &table, name, found_as)?,
         LinkKind::Bridge => own(socket, &table, name, &link.kind, |message| {
-            message.text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |data| {
-                data.u32(IFLA_BR_FORWARD_DELAY, 0).u32(IFLA_BR_STP_STATE, 0)
-            })
+            message
+                .text(IFLA_INFO_KIND, "bridge")
+                .nest(IFLA_INFO_DATA, |data| data.u32(IFLA_BR_FORWARD_DELAY, 0).u32(IFLA_BR_STP_STATE, 0))
         })?,
         LinkKind::Tagged { vlan, .. } => own(socket, &table, name, &link.kind, |message| {
             message
@@ -198,26 +196,13 @@ pub(crate) fn delete(socket: &mut Socket, name: &IfName) -> io::Result<()> {
 }
 
 /// The index of the port, under its wanted name.
-fn port(
-    socket: &mut Socket,
-    displaced: &mut Displaced,
-    table: &Table,
-    name: &IfName,
-    found_as: &IfName,
-) -> io::Result<u32> {
-    let known_as = displaced.0.get(found_as.as_str()).map_or(found_as.as_str(), String::as_str);
+fn port(socket: &mut Socket, table: &Table, name: &IfName, found_as: &IfName) -> io::Result<u32> {
     // A plan made before the rename may be carried out again after it.
-    let port = table.named(known_as).or_else(|| table.named(name.as_str())).ok_or_else(|| missing(found_as.as_str()))?;
-    if port.name == name.as_str() {
-        return Ok(port.index);
-    }
-    if let Some(occupant) = table.named(name.as_str()) {
-        let spare = format!("qw-{}", occupant.index);
-        rename(socket, occupant, &spare)?;
-        displaced.0.insert(name.to_string(), spare);
-    }
+    let port = match table.named(name.as_str()) {
+        Some(port) => return Ok(port.index),
+        None => table.named(found_as.as_str()).ok_or_else(|| missing(found_as.as_str()))?,
+    };
     rename(socket, port, name.as_str())?;
-    displaced.0.remove(found_as.as_str());
     Ok(port.index)
 }
 

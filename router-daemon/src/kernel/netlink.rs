@@ -8,10 +8,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 
-use netlink_sys::{Socket as Raw, SocketAddr};
-use tokio::io::unix::AsyncFd;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket as Raw, SocketAddr, TokioSocket};
+use nix::errno::Errno;
 
 pub(crate) use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
@@ -57,13 +57,11 @@ impl From<Refused> for io::Error {
 
 /// The errno behind an error of this module.
 pub(crate) fn errno(error: &io::Error) -> Option<i32> {
-    error
-        .raw_os_error()
-        .or_else(|| error.get_ref()?.downcast_ref::<Refused>().map(|refused| refused.errno))
+    error.raw_os_error().or_else(|| error.get_ref()?.downcast_ref::<Refused>().map(|refused| refused.errno))
 }
 
 /// What is already so is a success: `result`, with these errno values taken as done.
-pub(crate) fn done_if<T: Default>(result: io::Result<T>, errnos: &[nix::errno::Errno]) -> io::Result<T> {
+pub(crate) fn done_if<T: Default>(result: io::Result<T>, errnos: &[Errno]) -> io::Result<T> {
     match result {
         Err(error) if errno(&error).is_some_and(|found| errnos.iter().any(|e| *e as i32 == found)) => Ok(T::default()),
         other => other,
@@ -175,7 +173,7 @@ impl Received {
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
+    pub(crate) fn get(mut self, kind: u16) -> Option<&'a [u8]> {
         self.find(|(found, _)| *found == kind).map(|(_, payload)| payload)
     }
 
@@ -245,7 +243,7 @@ impl Socket {
         // Dumps of routes then honour the protocol in their header, instead of walking foreign tables through us.
         raw.set_netlink_get_strict_chk(true)?;
         // Hundreds of acknowledgements of one batch are queued before the first is read.
-        raw.set_rx_buf_sz(1 << 20)?;
+        raw.set_rx_buf_sz(1_i32 << 20)?;
         Ok(Self { raw, seq: 0 })
     }
 
@@ -272,7 +270,7 @@ impl Socket {
                 return Ok(all);
             }
         }
-        Err(Refused { errno: nix::errno::Errno::EINTR as i32, words: "the dump kept changing".to_owned() }.into())
+        Err(Refused { errno: Errno::EINTR as i32, words: "the dump kept changing".to_owned() }.into())
     }
 
     /// The same, one at a time; `false` when the kernel says that the answer mixes two states.
@@ -354,22 +352,13 @@ impl Socket {
 }
 
 /// A socket that is told. Cancelling `next` loses nothing: a message is taken only when it is returned.
-#[derive(Debug)]
 pub(crate) struct Listener {
-    socket: AsyncFd<Fd>,
+    socket: TokioSocket,
 }
 
-struct Fd(Raw);
-
-impl fmt::Debug for Fd {
+impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fd({})", self.0.as_raw_fd())
-    }
-}
-
-impl AsRawFd for Fd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        f.debug_struct("Listener").field("fd", &self.socket.as_raw_fd()).finish()
     }
 }
 
@@ -382,44 +371,41 @@ pub(crate) enum Heard {
 }
 
 impl Listener {
-    pub(crate) fn open(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Self> {
-        let mut raw = Raw::new(protocol)?;
+    pub(crate) fn open(protocol: isize, groups: &[u32], buffer: i32) -> io::Result<Self> {
+        let mut socket = TokioSocket::new(protocol)?;
+        let raw = socket.socket_mut();
         raw.bind_auto()?;
-        raw.set_non_blocking(true)?;
-        raw.set_rx_buf_sz(i32::try_from(buffer).unwrap_or(i32::MAX))?;
+        raw.set_rx_buf_sz(buffer)?;
         for group in groups {
             raw.add_membership(*group)?;
         }
-        Ok(Self { socket: AsyncFd::new(Fd(raw))? })
+        Ok(Self { socket })
     }
 
     /// A request whose answer arrives among the messages.
     pub(crate) fn tell(&self, message: Message) -> io::Result<()> {
-        self.socket.get_ref().0.send_to(&message.finish(1, 0), &SocketAddr::new(0, 0), 0).map(drop)
+        self.socket.socket_ref().send_to(&message.finish(1, 0), &SocketAddr::new(0, 0), 0).map(drop)
     }
 
     pub(crate) async fn next(&self) -> io::Result<Heard> {
-        loop {
-            let mut ready = self.socket.readable().await?;
-            match ready.try_io(|socket| receive(&socket.get_ref().0)) {
-                Ok(Ok(messages)) => return Ok(Heard::Messages(messages)),
-                Ok(Err(error)) if errno(&error) == Some(nix::errno::Errno::ENOBUFS as i32) => {
-                    return Ok(Heard::Overrun);
-                }
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
-            }
-        }
+        let mut buffer = Vec::with_capacity(BUFFER);
+        heard(self.socket.recv(&mut buffer).await.map(|()| split(&buffer)))
     }
 
     /// What has arrived already, without waiting.
     pub(crate) fn pending(&self) -> io::Result<Option<Heard>> {
-        match receive(&self.socket.get_ref().0) {
-            Ok(messages) => Ok(Some(Heard::Messages(messages))),
+        match receive(self.socket.socket_ref()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) if errno(&error) == Some(nix::errno::Errno::ENOBUFS as i32) => Ok(Some(Heard::Overrun)),
-            Err(error) => Err(error),
+            result => heard(result).map(Some),
         }
+    }
+}
+
+fn heard(result: io::Result<Vec<Received>>) -> io::Result<Heard> {
+    match result {
+        Ok(messages) => Ok(Heard::Messages(messages)),
+        Err(error) if errno(&error) == Some(Errno::ENOBUFS as i32) => Ok(Heard::Overrun),
+        Err(error) => Err(error),
     }
 }
 
