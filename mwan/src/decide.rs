@@ -1,12 +1,28 @@
 //! Config and health in, buckets per policy out.
+//!
+//! **Which lines.** Of a policy's members that carry the family and are not drained, the best kind of health that
+//! occurs counts: `Up`; else `Degraded`; else `Held`; else `Unknown`. Of those, the lowest tier. (`Held` goes before
+//! `Unknown` because it has answered.) Until the router has settled, `Unknown` is as good as `Up`: a restarted
+//! daemon finds the lines in use and does not move anything before it knows better.
+//!
+//! **Which buckets.** The shares of a tier's members come from their weights by the largest remainder and are
+//! interleaved. The buckets of a member that is not usable are dealt to the others in the same way, and so on, so
+//! that the loss of a line moves only the buckets of that line. `Spread` is a strict round of the usable members.
+//!
+//! **Which flows end.** A class is dead while its line is lost and the class has somewhere better to go; also once
+//! a better tier is back and the policy's failback says so. Nothing ends on a line whose flows are frozen.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use config::model::Kick;
+use config::Config;
+use config::model::{Balance, Failback, Kick, LastResort, Member, Policy, Wan};
 use config::units::{Family, WanId};
 use serde::{Deserialize, Serialize};
 
-use crate::state::{BucketKey, Buckets, FlowClass};
+use crate::event::Health;
+use crate::state::{BUCKETS, BucketKey, Buckets, FlowClass, Slot};
+use crate::time::Time;
 
 /// What the health of the lines amounts to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,4 +34,312 @@ pub struct Decision {
     pub dead: BTreeMap<FlowClass, Kick>,
     /// The line in table `ROUTER`: the first route of the router's own sockets.
     pub own: BTreeMap<Family, WanId>,
+}
+
+/// One line in one family, as far as choosing is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    pub health: Health,
+    /// An operator took it out: no new flows, and the old ones stay.
+    pub drained: bool,
+    /// Its flows stay, whatever its health.
+    pub frozen: bool,
+}
+
+impl Standing {
+    pub fn of(health: Health) -> Self {
+        Self { health, drained: false, frozen: false }
+    }
+
+    fn lost(self) -> bool {
+        match self.health {
+            Health::Down | Health::NoCarrier => true,
+            Health::Unknown | Health::Up | Health::Degraded | Health::Held => false,
+        }
+    }
+}
+
+/// Every line that carries a family stands here.
+pub type Standings = BTreeMap<(WanId, Family), Standing>;
+
+/// The facts a choice rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    pub config: &'a Config,
+    pub standings: &'a Standings,
+    /// Every line has been judged since start.
+    pub settled: bool,
+}
+
+/// Chooses, and remembers which classes a better tier has relieved.
+#[derive(Debug, Default)]
+pub struct Chooser {
+    relieved: BTreeMap<FlowClass, Time>,
+}
+
+impl Chooser {
+    /// The next decision. `outage` tells of a family whether its lines were lost together.
+    pub fn decide(
+        &mut self,
+        facts: Facts<'_>,
+        outage: impl Fn(Family) -> bool,
+        previous: &Decision,
+        now: Time,
+    ) -> Decision {
+        let mut decision = Decision::default();
+        for policy in facts.config.policies.values() {
+            for family in Family::ALL {
+                let key = BucketKey { policy: policy.name.clone(), family };
+                let kept = previous.buckets.get(&key).filter(|_| outage(family));
+                let buckets = facts.buckets(policy, family).or_else(|| kept.cloned());
+                let buckets = buckets.unwrap_or_else(|| last_resort(policy));
+                decision.buckets.insert(key, buckets);
+            }
+        }
+        decision.own =
+            Family::ALL.into_iter().filter_map(|family| Some((family, facts.own(family, &decision)?))).collect();
+        self.relieve(facts, previous, &decision, now);
+        decision.dead = self.dead(facts, &decision, now);
+        decision
+    }
+
+    /// When a drain ends next.
+    pub fn deadline(&self, config: &Config, now: Time) -> Time {
+        self.relieved
+            .iter()
+            .filter_map(|(class, since)| match failback(config, *class)? {
+                Failback::Drain(span) => Some(*since + span).filter(|end| *end > now),
+                Failback::Stay | Failback::Force => None,
+            })
+            .min()
+            .unwrap_or(Time::NEVER)
+    }
+
+    /// Notes the classes that a better tier has relieved, and forgets those that are in use again.
+    fn relieve(&mut self, facts: Facts<'_>, previous: &Decision, decision: &Decision, now: Time) {
+        self.relieved.retain(|class, _| {
+            facts.standings.contains_key(&(class.wan, class.family))
+                && failback(facts.config, *class).is_some()
+                && !decision.uses(facts.config, *class)
+        });
+        for policy in facts.config.policies.values() {
+            for family in Family::ALL {
+                let key = BucketKey { policy: policy.name.clone(), family };
+                let (Some(old), Some(new)) = (previous.buckets.get(&key), decision.buckets.get(&key)) else { continue };
+                let tier = |wan: WanId| tier_of(facts.config, policy, wan);
+                let Some(best) = new.lines().into_keys().map(tier).min() else { continue };
+                for wan in old.lines().into_keys().filter(|wan| tier(*wan) > best && !new.uses(*wan)) {
+                    self.relieved.entry(FlowClass { family, wan, policy: Some(policy.id) }).or_insert(now);
+                }
+            }
+        }
+    }
+
+    fn dead(&self, facts: Facts<'_>, decision: &Decision, now: Time) -> BTreeMap<FlowClass, Kick> {
+        let mut dead = BTreeMap::new();
+        for (&(wan, family), standing) in facts.standings.iter().filter(|(_, standing)| !standing.frozen) {
+            let lost = standing.lost();
+            let other_usable =
+                facts.standings.iter().any(|(key, other)| *key != (wan, family) && key.1 == family && !other.lost());
+            if lost && other_usable {
+                dead.insert(FlowClass { family, wan, policy: None }, Kick::Tcp);
+            }
+            for policy in facts.config.policies.values() {
+                let class = FlowClass { family, wan, policy: Some(policy.id) };
+                let over = || self.relieved.get(&class).is_some_and(|since| ended(policy.failback, *since, now));
+                let key = BucketKey { policy: policy.name.clone(), family };
+                let Some(buckets) = decision.buckets.get(&key) else { continue };
+                // Somewhere better to go: every line in the buckets is usable unless an outage kept them.
+                let better = buckets
+                    .lines()
+                    .into_keys()
+                    .any(|wan| facts.standings.get(&(wan, family)).is_some_and(|standing| !standing.lost()));
+                let sends_here =
+                    tier_of(facts.config, policy, wan) != NO_MEMBER || policy.last_resort == LastResort::Any;
+                if sends_here && better && !buckets.uses(wan) && (lost || (over() && !standing.drained)) {
+                    dead.insert(class, policy.kick);
+                }
+            }
+        }
+        dead
+    }
+}
+
+impl Decision {
+    fn uses(&self, config: &Config, class: FlowClass) -> bool {
+        let policy = class.policy.and_then(|id| config.policy(id));
+        policy.is_some_and(|policy| {
+            let key = BucketKey { policy: policy.name.clone(), family: class.family };
+            self.buckets.get(&key).is_some_and(|buckets| buckets.uses(class.wan))
+        })
+    }
+}
+
+impl Buckets {
+    /// How many buckets each line has.
+    pub fn lines(&self) -> BTreeMap<WanId, u16> {
+        let mut lines = BTreeMap::new();
+        for slot in &self.0 {
+            match slot {
+                Slot::Wan(wan) => *lines.entry(*wan).or_default() += 1,
+                Slot::Unreachable | Slot::Blackhole => {}
+            }
+        }
+        lines
+    }
+
+    pub fn uses(&self, wan: WanId) -> bool {
+        self.0.contains(&Slot::Wan(wan))
+    }
+}
+
+impl Facts<'_> {
+    /// The lines new flows of this policy take at this moment; `None` if there is none, in the policy or, where the
+    /// last resort says so, on the site.
+    pub fn buckets(&self, policy: &Policy, family: Family) -> Option<Buckets> {
+        let members: Vec<_> = policy.members.iter().filter_map(|member| self.candidate(member, family)).collect();
+        self.share(policy.balance, &members).or_else(|| match policy.last_resort {
+            LastResort::Any => {
+                let site: Vec<_> = self.config.wans.values().filter_map(|wan| self.any(wan, family)).collect();
+                self.share(policy.balance, &site)
+            }
+            LastResort::Unreachable | LastResort::Blackhole => None,
+        })
+    }
+
+    fn share(&self, balance: Balance, members: &[Candidate]) -> Option<Buckets> {
+        let best = members.iter().filter_map(|member| Some((self.rank(member.standing)?, member.tier))).min()?;
+        let (rank, tier) = best;
+        let usable = |member: &Candidate| self.rank(member.standing) == Some(rank);
+        let members: Vec<_> = members.iter().filter(|member| member.tier == tier).copied().collect();
+        let mut slots = vec![Slot::Unreachable; BUCKETS];
+        if balance == Balance::Spread {
+            let round = members.iter().filter(|member| usable(member)).cycle();
+            for (slot, member) in slots.iter_mut().zip(round) {
+                *slot = Slot::Wan(member.wan);
+            }
+        } else {
+            deal(&(0..BUCKETS).collect::<Vec<_>>(), &members, &usable, &mut slots);
+        }
+        Some(Buckets(slots))
+    }
+
+    fn candidate(&self, member: &Member, family: Family) -> Option<Candidate> {
+        let wan = self.config.wans.get(&member.wan)?.id;
+        let standing = *self.standings.get(&(wan, family))?;
+        Some(Candidate { wan, weight: u32::from(member.weight.get()), tier: member.tier.0, standing })
+    }
+
+    fn any(&self, wan: &Wan, family: Family) -> Option<Candidate> {
+        let standing = *self.standings.get(&(wan.id, family))?;
+        Some(Candidate { wan: wan.id, weight: u32::from(wan.weight.get()), tier: 0, standing })
+    }
+
+    /// Lower is better; `None` must not be used.
+    fn rank(&self, standing: Standing) -> Option<u8> {
+        if standing.drained {
+            return None;
+        }
+        match standing.health {
+            Health::Up => Some(0),
+            Health::Unknown if !self.settled => Some(0),
+            Health::Degraded => Some(1),
+            Health::Held => Some(2),
+            Health::Unknown => Some(3),
+            Health::Down | Health::NoCarrier => None,
+        }
+    }
+
+    /// The line with the most buckets of the router's own policy; the lowest id of equals.
+    fn own(&self, family: Family, decision: &Decision) -> Option<WanId> {
+        let key = BucketKey { policy: self.config.router.own_policy.clone()?, family };
+        let lines = decision.buckets.get(&key)?.lines();
+        let most = *lines.values().max()?;
+        lines.into_iter().find(|(_, buckets)| *buckets == most).map(|(wan, _)| wan)
+    }
+}
+
+/// A member of a policy that carries the family.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    wan: WanId,
+    weight: u32,
+    tier: u8,
+    standing: Standing,
+}
+
+/// Deals these buckets to the members; what falls to one that is not usable is dealt again among the others.
+fn deal(buckets: &[usize], members: &[Candidate], usable: &impl Fn(&Candidate) -> bool, slots: &mut [Slot]) {
+    if buckets.is_empty() || members.is_empty() {
+        return;
+    }
+    for (place, (member, part)) in members.iter().zip(split(buckets, members)).enumerate() {
+        if usable(member) {
+            for bucket in part {
+                slots[bucket] = Slot::Wan(member.wan);
+            }
+        } else {
+            let mut others = members.to_vec();
+            others.remove(place);
+            deal(&part, &others, usable, slots);
+        }
+    }
+}
+
+/// The part of each member: exact to within one bucket (largest remainder), then interleaved (smooth weighted
+/// round robin, which gives each member exactly its count over a whole round).
+fn split(buckets: &[usize], members: &[Candidate]) -> Vec<Vec<usize>> {
+    let all = i64::try_from(buckets.len()).unwrap_or(i64::MAX);
+    let weights: Vec<i64> = members.iter().map(|member| i64::from(member.weight)).collect();
+    let sum: i64 = weights.iter().sum();
+    let mut counts: Vec<i64> = weights.iter().map(|weight| all * weight / sum).collect();
+    let mut by_remainder: Vec<usize> = (0..members.len()).collect();
+    by_remainder.sort_by_key(|place| (-(all * weights[*place] % sum), *place));
+    let missing = all - counts.iter().sum::<i64>();
+    for place in by_remainder.into_iter().take(usize::try_from(missing).unwrap_or(0)) {
+        counts[place] += 1;
+    }
+    let mut credit = vec![0_i64; members.len()];
+    let mut parts = vec![Vec::new(); members.len()];
+    for bucket in buckets {
+        let mut turn = 0;
+        for place in 0..members.len() {
+            credit[place] += counts[place];
+            if credit[place] > credit[turn] {
+                turn = place;
+            }
+        }
+        credit[turn] -= all;
+        parts[turn].push(*bucket);
+    }
+    parts
+}
+
+fn last_resort(policy: &Policy) -> Buckets {
+    let slot = match policy.last_resort {
+        LastResort::Unreachable | LastResort::Any => Slot::Unreachable,
+        LastResort::Blackhole => Slot::Blackhole,
+    };
+    Buckets(vec![slot; BUCKETS])
+}
+
+/// Behind every tier: a line used only because the last resort is any line.
+const NO_MEMBER: u16 = 256;
+
+fn tier_of(config: &Config, policy: &Policy, wan: WanId) -> u16 {
+    let is_it = |member: &&Member| config.wans.get(&member.wan).is_some_and(|own| own.id == wan);
+    policy.members.iter().filter(is_it).map(|member| u16::from(member.tier.0)).min().unwrap_or(NO_MEMBER)
+}
+
+fn failback(config: &Config, class: FlowClass) -> Option<Failback> {
+    config.policy(class.policy?).map(|policy| policy.failback)
+}
+
+fn ended(failback: Failback, since: Time, now: Time) -> bool {
+    let patience = match failback {
+        Failback::Stay => return false,
+        Failback::Drain(span) => span,
+        Failback::Force => Duration::ZERO,
+    };
+    now.since(since) >= patience
 }

@@ -2,9 +2,13 @@
 //! compile to. Pure: no async, no I/O, no clock; the same inputs always give the same outputs.
 
 pub mod compile;
+pub mod damping;
 pub mod decide;
 pub mod event;
+pub mod fate;
+pub mod journal;
 pub mod links;
+pub mod monitor;
 pub mod router;
 pub mod state;
 pub mod time;

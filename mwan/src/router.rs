@@ -2,8 +2,19 @@
 //!
 //! The event loop calls [`Router::handle`] with an event and the time, then [`Router::poll_probe`] until it gives
 //! `None`, then waits for the next event or [`Router::deadline`], whichever is first.
+//!
+//! A line in one family goes through these states:
+//!
+//! ```text
+//!   Unknown ──quorum──▶ Up ◀──thresholds──▶ Degraded          any ──no carrier, no interface──▶ NoCarrier
+//!      │ ▲               │ quorum lost                         NoCarrier ──carrier──▶ Unknown
+//!      │ └carrier        ▼
+//!      └──silent──▶    Down ──quorum──▶ Held ──hold time──▶ Up     (Held ──quorum lost──▶ Down)
+//! ```
+//!
+//! `Held` is skipped by a line that never failed, by one that was lost in an ISP outage, and after a fail-test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +22,37 @@ use config::Config;
 use config::units::{Family, IfName, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
-use crate::decide::Decision;
-use crate::event::{Event, Health, Notice, Probe};
+use crate::compile::compile;
+use crate::damping::Damping;
+use crate::decide::{Chooser, Decision, Facts, Standing, Standings};
+use crate::event::{Event, Health, Notice, Probe, Request};
+use crate::fate::{self, SharedFate, TOGETHER};
 use crate::links::Links;
-use crate::state::KernelState;
+use crate::monitor::{Monitor, Verdict};
+use crate::state::{BUCKETS, BucketKey, KernelState};
 use crate::time::Time;
 
 #[derive(Debug, Default)]
 pub struct Router {
     config: Option<Arc<Config>>,
-    links: Links,
+    /// `None` until the first [`Event::Links`]: nothing is known of any carrier.
+    links: Option<Links>,
+    lines: BTreeMap<(WanId, Family), Line>,
+    macs: BTreeMap<(WanId, Family), [u8; 6]>,
+    drained: BTreeSet<WanName>,
+    fail_tests: BTreeMap<WanName, Time>,
+    fates: BTreeMap<Family, SharedFate>,
+    bad: BTreeSet<config::model::Target>,
+    /// A target went up or down, or a carrier changed, since `bad` was computed.
+    targets_changed: bool,
+    settling: Settling,
+    chooser: Chooser,
+    /// What the last decision rests on; `None` forces the next.
+    decided: Option<(Standings, bool, BTreeMap<Family, bool>)>,
+    /// A decision is due then, whatever else changes.
+    decide_again: Option<Time>,
     decision: Decision,
+    revision: u64,
     wanted: Option<Arc<KernelState>>,
 }
 
@@ -31,25 +62,66 @@ impl Router {
     }
 
     /// Something happened.
-    pub fn handle(&mut self, event: &Event, _now: Time) -> Vec<Notice> {
-        match event {
-            Event::Config(config) => self.config = Some(Arc::clone(config)),
-            Event::Links(links) => self.links = links.clone(),
-            Event::Neighbour { .. } | Event::Reply(_) | Event::Timeout | Event::Request(_) => {}
+    pub fn handle(&mut self, event: &Event, now: Time) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        // A reply goes in before anything expires: it may have waited behind whatever delayed this call.
+        let stale = match event {
+            Event::Config(config) => {
+                self.take(config, now);
+                notices.push(Notice::Configured { digest: config.digest.clone() });
+                true
+            }
+            Event::Links(links) if self.links.as_ref() == Some(links) => false,
+            Event::Links(links) => {
+                self.links = Some(links.clone());
+                self.follow_carriers(now);
+                true
+            }
+            Event::Neighbour { wan, family, mac } => {
+                notices.extend(self.neighbour(*wan, *family, *mac));
+                false
+            }
+            Event::Reply(reply) => {
+                let targets = self.lines.range_mut((reply.wan, Family::V4)..=(reply.wan, Family::V6));
+                self.targets_changed |= targets.fold(false, |changed, (_, line)| line.monitor.reply(reply) | changed);
+                false
+            }
+            Event::Timeout => false,
+            Event::Request(request) => {
+                self.request(request, now);
+                false
+            }
+        };
+        for line in self.lines.values_mut() {
+            self.targets_changed |= line.monitor.expire(now);
         }
-        self.wanted =
-            self.config.as_ref().map(|config| Arc::new(crate::compile::compile(config, &self.decision, &self.links)));
-        Vec::new()
+        self.judge(now, &mut notices);
+        let decided = self.decide(now, &mut notices);
+        if decided || stale {
+            let links = self.links.clone().unwrap_or_default();
+            self.wanted = self.config.as_ref().map(|config| Arc::new(compile(config, &self.decision, &links)));
+        }
+        notices
     }
 
     /// The next probe that is due; call until `None`.
-    pub fn poll_probe(&mut self, _now: Time) -> Option<Probe> {
-        None
+    pub fn poll_probe(&mut self, now: Time) -> Option<Probe> {
+        self.lines.values_mut().find_map(|line| line.monitor.poll_probe(now))
     }
 
     /// When to call `handle` with [`Event::Timeout`] and poll for probes, unless something happens before.
     pub fn deadline(&self) -> Time {
-        Time::NEVER
+        let lines = self.lines.values().map(|line| {
+            let waits = [line.hold_until, line.silent_since.map(|since| since + TOGETHER)];
+            waits.into_iter().flatten().fold(line.monitor.deadline(), Time::min)
+        });
+        let fates = self.fates.values().map(SharedFate::deadline);
+        let settling = match self.settling {
+            Settling::Until(end) => end,
+            Settling::Waiting | Settling::Over => Time::NEVER,
+        };
+        let rest = self.fail_tests.values().copied().chain([settling]).chain(self.decide_again);
+        lines.chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
     }
 
     /// The kernel as it should be; `None` before the first config. The same `Arc` while nothing changed.
@@ -61,14 +133,474 @@ impl Router {
         &self.decision
     }
 
-    /// Every line has been judged since start: buckets reflect measured health and not hope.
+    /// Goes up with every change of the decision.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Every line has been judged since start, or has had the time to be: buckets rest on measured health.
     pub fn settled(&self) -> bool {
-        true
+        matches!(self.settling, Settling::Over)
+    }
+
+    pub fn config(&self) -> Option<&Arc<Config>> {
+        self.config.as_ref()
+    }
+
+    /// What the target of a probe is; `None` once the config it came from is gone.
+    pub fn target(&self, wan: WanId, target: usize) -> Option<&config::model::Target> {
+        self.config.as_ref()?.wan(wan)?.probe.targets.get(target)
     }
 
     pub fn snapshot(&self, now: Time) -> Snapshot {
-        Snapshot { now, ..Snapshot::default() }
+        let Some(config) = &self.config else {
+            return Snapshot { now, settled: self.settled(), ..Snapshot::default() };
+        };
+        let share = |wan: WanId, family: Family| {
+            let key = config.router.default_policy.clone().map(|policy| BucketKey { policy, family });
+            let buckets = key.and_then(|key| self.decision.buckets.get(&key));
+            let held = buckets.and_then(|buckets| buckets.lines().get(&wan).copied()).unwrap_or(0);
+            f64::from(held) * 100.0 / u32::try_from(BUCKETS).map_or(f64::INFINITY, f64::from)
+        };
+        let line = |wan: WanId, family: Family, line: &Line| LineStatus {
+            health: line.health,
+            since: line.since,
+            why: line.why.clone(),
+            usable: line.in_service() && !self.drained.contains(&line.name),
+            share: share(wan, family),
+            flaps: line.damping.level(&line.wan.probe, now),
+            hold_until: line.hold_until,
+            failovers: line.failovers,
+            probes_sent: line.monitor.sent(),
+            probes_lost: line.monitor.lost(),
+            targets: line.monitor.status(),
+            gateway_mac: self.macs.get(&(wan, family)).copied(),
+        };
+        let wans = config.wans.values().map(|wan| WanStatus {
+            name: wan.name.clone(),
+            id: wan.id,
+            interface: wan.interface.clone(),
+            carrier: self.links.as_ref().is_some_and(|links| links.has_carrier(&wan.interface)),
+            drained: self.drained.contains(&wan.name),
+            fail_test_until: self.fail_tests.get(&wan.name).copied(),
+            families: self
+                .lines
+                .range((wan.id, Family::V4)..=(wan.id, Family::V6))
+                .map(|((id, family), state)| (*family, line(*id, *family, state)))
+                .collect(),
+        });
+        let policies = config.policies.keys().map(|name| {
+            let uses: BTreeMap<_, _> =
+                Family::ALL.into_iter().map(|family| (family, self.uses(config, name, family))).collect();
+            let last_resort_active = uses.iter().map(|(family, uses)| (*family, uses.is_empty())).collect();
+            PolicyStatus { name: name.clone(), uses, last_resort_active }
+        });
+        Snapshot {
+            now,
+            settled: self.settled(),
+            wans: wans.collect(),
+            policies: policies.collect(),
+            isp_outage: self.fates.iter().map(|(family, fate)| (*family, fate.outage())).collect(),
+        }
     }
+
+    /// A config takes effect. Lines whose probing, interface and addressing stay keep what they know.
+    fn take(&mut self, config: &Arc<Config>, now: Time) {
+        let mut old = std::mem::take(&mut self.lines);
+        for wan in config.wans.values() {
+            for family in Family::ALL {
+                if wan.gateway(family).is_none() || wan.source(family).is_none() {
+                    continue;
+                }
+                let kept = old.remove(&(wan.id, family)).filter(|line| line.serves(wan));
+                let mut line = kept.unwrap_or_else(|| Line::new(wan, family, now));
+                line.wan = wan.clone();
+                line.name = wan.name.clone();
+                self.lines.insert((wan.id, family), line);
+            }
+        }
+        for (wan, family) in old.into_keys() {
+            self.fates.entry(family).or_default().back(wan);
+            self.macs.remove(&(wan, family));
+        }
+        for family in Family::ALL {
+            self.fates.entry(family).or_default();
+        }
+        self.drained.retain(|name| config.wans.contains_key(name));
+        self.fail_tests.retain(|name, _| config.wans.contains_key(name));
+        self.config = Some(Arc::clone(config));
+        self.targets_changed = true;
+        self.decided = None;
+        self.follow_carriers(now);
+    }
+
+    /// Starts and stops monitors by what the links say.
+    fn follow_carriers(&mut self, now: Time) {
+        let Some(links) = &self.links else { return };
+        for line in self.lines.values_mut() {
+            if links.has_carrier(&line.wan.interface) {
+                line.monitor.start(now);
+            } else {
+                line.monitor.stop();
+            }
+        }
+        self.targets_changed = true;
+        if matches!(self.settling, Settling::Waiting) && self.config.is_some() {
+            // The time the slowest target needs to be found silent.
+            let slowest = self.lines.values().map(|line| {
+                let probe = &line.wan.probe;
+                probe.interval * u32::from(probe.fall.get()) + probe.timeout
+            });
+            self.settling = Settling::Until(now + slowest.max().unwrap_or_default());
+        }
+    }
+
+    fn neighbour(&mut self, wan: WanId, family: Family, mac: Option<[u8; 6]>) -> Option<Notice> {
+        let name = self.lines.get(&(wan, family))?.name.clone();
+        let before = match mac {
+            Some(mac) => self.macs.insert((wan, family), mac),
+            None => self.macs.remove(&(wan, family)),
+        };
+        (before != mac).then_some(Notice::GatewayMac { wan: name, family, mac })
+    }
+
+    /// Requests that name no line of the config change nothing; whoever asks learns that before.
+    fn request(&mut self, request: &Request, now: Time) {
+        let known = |name: &WanName| self.config.as_ref().is_some_and(|config| config.wans.contains_key(name));
+        match request {
+            Request::Drain { wan } if known(wan) => {
+                self.drained.insert(wan.clone());
+            }
+            Request::Undrain { wan } => {
+                self.drained.remove(wan);
+            }
+            Request::FailTest { wan, span } if known(wan) => {
+                self.fail_tests.insert(wan.clone(), now + *span);
+            }
+            Request::Drain { .. } | Request::FailTest { .. } => {}
+        }
+    }
+
+    /// Turns what monitors, carriers and operators say into the health of each line.
+    fn judge(&mut self, now: Time, notices: &mut Vec<Notice>) {
+        self.fail_tests.retain(|_, until| *until > now);
+        if std::mem::take(&mut self.targets_changed) {
+            self.find_bad_targets(notices);
+        }
+        for family in Family::ALL {
+            self.judge_family(family, now, notices);
+        }
+        let end = match self.settling {
+            Settling::Until(end) => now >= end,
+            Settling::Waiting | Settling::Over => false,
+        };
+        let judged = self.lines.values().all(|line| line.health != Health::Unknown);
+        if self.config.is_some() && self.links.is_some() && (end || judged) {
+            self.settling = Settling::Over;
+        }
+    }
+
+    fn find_bad_targets(&mut self, notices: &mut Vec<Notice>) {
+        let bad = fate::bad_targets(self.lines.values().map(|line| &line.monitor));
+        let changes = self.bad.symmetric_difference(&bad);
+        notices
+            .extend(changes.map(|target| Notice::BadTarget { target: target.to_string(), bad: bad.contains(target) }));
+        for line in self.lines.values_mut() {
+            line.monitor.mark_bad(|target| bad.contains(target));
+        }
+        self.bad = bad;
+    }
+
+    fn judge_family(&mut self, family: Family, now: Time, notices: &mut Vec<Notice>) {
+        let Self { lines, fates, links, fail_tests, .. } = self;
+        let Some(links) = links else { return };
+        let fate = fates.entry(family).or_default();
+        fate.pass(now);
+
+        // What each line looks like at this moment.
+        let seen: BTreeMap<WanId, Seen> = lines
+            .iter()
+            .filter(|((_, own), _)| *own == family)
+            .map(|((id, _), line)| (*id, line.seen(links, fail_tests.contains_key(&line.name))))
+            .collect();
+
+        // Lines in service that are not what they were; an operator's test is nobody's outage.
+        let service = |id: &WanId| lines.get(&(*id, family)).is_some_and(Line::in_service);
+        let lost: BTreeSet<WanId> = seen
+            .iter()
+            .filter(|(id, seen)| matches!(seen, Seen::NoCarrier | Seen::Probed(Verdict::Silent)) && service(id))
+            .map(|(id, _)| *id)
+            .collect();
+        let recent: BTreeSet<WanId> = fate.recent().chain(lost.iter().copied()).collect();
+        let usable = seen.keys().filter(|id| service(id) || recent.contains(id)).count();
+        let threshold = fate::outage_threshold(usable).unwrap_or(usize::MAX);
+        let outage = !lost.is_empty() && recent.len() >= threshold;
+        let waits = |id: WanId| {
+            let suspicious = |other: &WanId| {
+                let line = lines.get(&(*other, family));
+                !recent.contains(other) && service(other) && line.is_some_and(|line| line.monitor.suspicious(now))
+            };
+            recent.len() + seen.keys().filter(|other| suspicious(other)).count() >= threshold
+                || maybe_bad_target(lines, id, family, now)
+        };
+        let waiting: BTreeSet<WanId> = lost
+            .iter()
+            .copied()
+            .filter(|id| !outage && seen.get(id) == Some(&Seen::Probed(Verdict::Silent)) && waits(*id))
+            .collect();
+
+        for (id, seen) in seen {
+            let Some(line) = lines.get_mut(&(id, family)) else { continue };
+            if waiting.contains(&id) && now.since(*line.silent_since.get_or_insert(now)) < TOGETHER {
+                continue;
+            }
+            line.silent_since = None;
+            if lost.contains(&id) {
+                fate.lost(id, seen == Seen::NoCarrier, now);
+                line.failovers += 1;
+                line.damping.flap(&line.wan.probe, now);
+            }
+            notices.extend(line.become_seen(seen, family, now));
+        }
+
+        if outage {
+            for id in &recent {
+                if let Some(line) = lines.get_mut(&(*id, family)) {
+                    line.damping.forgive();
+                }
+            }
+            if fate.declare() {
+                notices.push(outage_notice(lines, family, true, recent.iter().copied()));
+            }
+        }
+        let back: Vec<WanId> = lines
+            .iter()
+            .filter(|((id, own), line)| *own == family && fate.concerns(*id) && !lost.contains(id) && line.in_service())
+            .map(|((id, _), _)| *id)
+            .collect();
+        for id in back {
+            if fate.back(id) {
+                notices.push(outage_notice(lines, family, false, [id]));
+            }
+        }
+        let relief = lines.iter().any(|((_, own), line)| *own == family && line.in_service());
+        if relief && fate.relieve(now) {
+            notices.push(outage_notice(lines, family, false, []));
+        }
+    }
+
+    /// A new decision, if what it rests on has changed. True if the decision itself did.
+    fn decide(&mut self, now: Time, notices: &mut Vec<Notice>) -> bool {
+        let Some(config) = self.config.clone() else { return false };
+        let standings: Standings = self.lines.iter().map(|(key, line)| (*key, self.standing(*key, line))).collect();
+        let outages: BTreeMap<Family, bool> =
+            self.fates.iter().map(|(family, fate)| (*family, fate.outage())).collect();
+        let basis = (standings, self.settled(), outages);
+        if self.decided.as_ref() == Some(&basis) && self.decide_again.is_none_or(|due| now < due) {
+            return false;
+        }
+        let facts = Facts { config: &config, standings: &basis.0, settled: basis.1 };
+        let outage = |family| basis.2.get(&family).copied().unwrap_or(false);
+        let decision = self.chooser.decide(facts, outage, &self.decision, now);
+        self.decided = Some(basis);
+        self.decide_again = Some(self.chooser.deadline(&config, now)).filter(|due| *due < Time::NEVER);
+        if decision == self.decision {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.decision, decision);
+        self.revision += 1;
+        for policy in config.policies.keys() {
+            for family in Family::ALL {
+                let key = BucketKey { policy: policy.clone(), family };
+                let lines = |decision: &Decision| {
+                    decision.buckets.get(&key).map(|buckets| buckets.lines().into_keys().collect::<Vec<_>>())
+                };
+                if lines(&before).unwrap_or_default() != lines(&self.decision).unwrap_or_default() {
+                    let uses = self.uses(&config, policy, family).into_iter().map(|line| line.wan).collect();
+                    notices.push(Notice::PolicyUses { policy: policy.clone(), family, uses });
+                }
+            }
+        }
+        true
+    }
+
+    fn standing(&self, (id, family): (WanId, Family), line: &Line) -> Standing {
+        Standing {
+            health: line.health,
+            drained: self.drained.contains(&line.name),
+            frozen: !self.fail_tests.contains_key(&line.name)
+                && self.fates.get(&family).is_some_and(|fate| fate.frozen(id)),
+        }
+    }
+
+    fn uses(&self, config: &Config, policy: &PolicyName, family: Family) -> Vec<LineUse> {
+        let lines = self.decision.buckets.get(&BucketKey { policy: policy.clone(), family });
+        let lines = lines.map(crate::state::Buckets::lines).unwrap_or_default();
+        let named = |(id, buckets)| Some(LineUse { wan: config.wan(id)?.name.clone(), buckets });
+        lines.into_iter().filter_map(named).collect()
+    }
+}
+
+/// Until every line has been judged once, lines that are not judged are trusted.
+#[derive(Debug, Clone, Copy, Default)]
+enum Settling {
+    /// For a config and for links.
+    #[default]
+    Waiting,
+    Until(Time),
+    Over,
+}
+
+/// One line in one family.
+#[derive(Debug)]
+struct Line {
+    name: WanName,
+    wan: config::model::Wan,
+    monitor: Monitor,
+    damping: Damping,
+    health: Health,
+    since: Time,
+    why: String,
+    hold_until: Option<Time>,
+    /// Found silent then; the verdict waits for what happens to the other lines.
+    silent_since: Option<Time>,
+    /// Down because an operator said so.
+    tested: bool,
+    failovers: u64,
+}
+
+/// What a line looks like at one moment, before hold times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    NoCarrier,
+    FailTest,
+    Probed(Verdict),
+}
+
+impl Line {
+    fn new(wan: &config::model::Wan, family: Family, now: Time) -> Self {
+        Self {
+            name: wan.name.clone(),
+            wan: wan.clone(),
+            monitor: Monitor::new(wan.id, family, &wan.probe),
+            damping: Damping::default(),
+            health: Health::Unknown,
+            since: now,
+            why: "not probed yet".to_owned(),
+            hold_until: None,
+            silent_since: None,
+            tested: false,
+            failovers: 0,
+        }
+    }
+
+    /// What was learnt about this line holds for `wan` as well.
+    fn serves(&self, wan: &config::model::Wan) -> bool {
+        self.wan.interface == wan.interface && self.wan.probe == wan.probe && self.wan.addressing == wan.addressing
+    }
+
+    fn seen(&self, links: &Links, fail_test: bool) -> Seen {
+        if !links.has_carrier(&self.wan.interface) {
+            Seen::NoCarrier
+        } else if fail_test {
+            Seen::FailTest
+        } else {
+            Seen::Probed(self.monitor.verdict())
+        }
+    }
+
+    /// It answers, or did until something was noticed.
+    fn in_service(&self) -> bool {
+        match self.health {
+            Health::Up | Health::Degraded | Health::Held => true,
+            Health::Unknown | Health::Down | Health::NoCarrier => false,
+        }
+    }
+
+    fn become_seen(&mut self, seen: Seen, family: Family, now: Time) -> Option<Notice> {
+        let health = match seen {
+            Seen::NoCarrier => Health::NoCarrier,
+            Seen::FailTest | Seen::Probed(Verdict::Silent) => Health::Down,
+            // A line in use is never less judged than it was.
+            Seen::Probed(Verdict::Unjudged) if self.in_service() || self.health == Health::Down => self.health,
+            Seen::Probed(Verdict::Unjudged) => Health::Unknown,
+            Seen::Probed(Verdict::Good) => self.after_hold(Health::Up, now),
+            Seen::Probed(Verdict::Degraded) => self.after_hold(Health::Degraded, now),
+        };
+        self.tested = seen == Seen::FailTest;
+        let from = self.health;
+        if from == health {
+            return None;
+        }
+        self.why = self.explain(seen, health, now);
+        self.health = health;
+        self.since = now;
+        if health != Health::Held {
+            self.hold_until = None;
+        }
+        Some(Notice::Health { wan: self.name.clone(), family, from, to: health, why: self.why.clone() })
+    }
+
+    /// `good` at once, or `Held` until the hold time is over.
+    fn after_hold(&mut self, good: Health, now: Time) -> Health {
+        match self.health {
+            Health::Up | Health::Degraded => good,
+            Health::Held => {
+                if self.hold_until.is_none_or(|until| until <= now) {
+                    good
+                } else {
+                    Health::Held
+                }
+            }
+            Health::Unknown | Health::Down | Health::NoCarrier => {
+                let hold = if self.tested { Duration::ZERO } else { self.damping.hold(&self.wan.probe, now) };
+                self.hold_until = (!hold.is_zero()).then_some(now + hold);
+                if hold.is_zero() { good } else { Health::Held }
+            }
+        }
+    }
+
+    fn explain(&self, seen: Seen, to: Health, now: Time) -> String {
+        let probes = self.monitor.why(now);
+        match seen {
+            Seen::NoCarrier => format!("interface {} is missing, down or without carrier", self.wan.interface),
+            Seen::FailTest => "declared down by an operator's fail-test".to_owned(),
+            Seen::Probed(Verdict::Unjudged) => format!("carrier is there; {probes}"),
+            Seen::Probed(_) if to == Health::Held => {
+                let hold = self.hold_until.map(|until| until.since(now)).unwrap_or_default();
+                let flaps = self.damping.level(&self.wan.probe, now);
+                let times = if flaps == 1 { "failure" } else { "failures" };
+                format!("{probes}; held for {} s after {flaps} recent {times}", hold.as_secs_f64())
+            }
+            Seen::Probed(Verdict::Good | Verdict::Degraded) if self.health == Health::Held => {
+                format!("{probes}; good throughout its hold time")
+            }
+            Seen::Probed(Verdict::Good | Verdict::Degraded | Verdict::Silent) => probes,
+        }
+    }
+}
+
+/// The line would be in order without targets that are in doubt on every other line that uses them: they may be
+/// about to turn out bad.
+fn maybe_bad_target(lines: &BTreeMap<(WanId, Family), Line>, id: WanId, family: Family, now: Time) -> bool {
+    let Some(line) = lines.get(&(id, family)) else { return false };
+    let others = || lines.iter().filter(|((other, own), _)| *own == family && *other != id).map(|(_, line)| line);
+    let doubted_elsewhere = |target: &config::model::Target| {
+        let mut views = others().filter_map(|other| other.monitor.doubts(target, now)).peekable();
+        views.peek().is_some() && views.all(|doubt| doubt)
+    };
+    let any_up = line.monitor.targets().any(|(_, up)| up == Some(true));
+    any_up && matches!(line.monitor.verdict_without(doubted_elsewhere), Verdict::Good | Verdict::Degraded)
+}
+
+fn outage_notice(
+    lines: &BTreeMap<(WanId, Family), Line>,
+    family: Family,
+    outage: bool,
+    wans: impl IntoIterator<Item = WanId>,
+) -> Notice {
+    let name = |id: WanId| lines.get(&(id, family)).map(|line| line.name.clone());
+    Notice::IspOutage { family, outage, wans: wans.into_iter().filter_map(name).collect() }
 }
 
 /// What the core knows, for status and metrics.

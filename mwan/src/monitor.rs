@@ -1,0 +1,534 @@
+//! The health of one line in one family, as its probes tell it: probes out, replies and time in.
+//!
+//! Every target is judged on its own, the line by a quorum over the targets that count:
+//!
+//! ```text
+//!            fall losses in a row                      quorum of targets up and within thresholds: Good
+//!   up ───────────────────────────▶ down               quorum of targets up:                       Degraded
+//!      ◀───────────────────────────                    a quorum is still possible:                 Unjudged
+//!            rise answers in a row                     else:                                       Silent
+//! ```
+//!
+//! The very first judgement of a target needs one answer only, so that a box that starts has lines at once; after
+//! a failure, or after carrier came back, `rise` answers are needed.
+//!
+//! Called by `Router` alone. Knows nothing of other lines, of hold times or of policies.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use config::model::{Probing, Target, Threshold};
+use config::units::{Family, WanId};
+
+use crate::event::{Failure, Outcome, Probe, Reply};
+use crate::router::TargetStatus;
+use crate::time::Time;
+
+/// What the probes of a line amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Too few answers and too few losses to tell.
+    Unjudged,
+    Good,
+    /// Answers, beyond a threshold.
+    Degraded,
+    /// The quorum is lost.
+    Silent,
+}
+
+#[derive(Debug)]
+pub struct Monitor {
+    wan: WanId,
+    probing: Probing,
+    targets: Vec<TargetMonitor>,
+    running: bool,
+}
+
+impl Monitor {
+    pub fn new(wan: WanId, family: Family, probing: &Probing) -> Self {
+        let all = u32::try_from(probing.targets.len()).unwrap_or(u32::MAX).max(1);
+        let targets = (0..)
+            .zip(probing.targets.iter().enumerate())
+            .filter(|(_, (_, target))| target.family == family)
+            .map(|(nth, (index, target))| {
+                // Probes of a line's targets are spread over the interval; the same target index of every line
+                // shares a moment, so that lines that fail together are seen failing together.
+                TargetMonitor::new(index, target.clone(), probing.interval * nth / all)
+            })
+            .collect();
+        Self { wan, probing: probing.clone(), targets, running: false }
+    }
+
+    /// The carrier is there: probe, all targets at once, then each at its own moment.
+    pub fn start(&mut self, now: Time) {
+        if !self.running {
+            self.running = true;
+            for target in &mut self.targets {
+                target.due = now;
+            }
+        }
+    }
+
+    /// The carrier is gone: what is under way says nothing, and what was known is void.
+    pub fn stop(&mut self) {
+        if self.running {
+            self.running = false;
+            for target in &mut self.targets {
+                target.forget();
+            }
+        }
+    }
+
+    /// The next probe that is due.
+    pub fn poll_probe(&mut self, now: Time) -> Option<Probe> {
+        if !self.running {
+            return None;
+        }
+        let (wan, timeout, interval) = (self.wan, self.probing.timeout, self.probing.interval);
+        let target = self.targets.iter_mut().find(|target| target.due <= now)?;
+        let seq = target.send(now, interval);
+        Some(Probe { wan, target: target.index, seq, timeout })
+    }
+
+    /// True if the target went up or down by it.
+    pub fn reply(&mut self, reply: &Reply) -> bool {
+        let probing = &self.probing;
+        let Some(target) = self.targets.iter_mut().find(|target| target.index == reply.target) else {
+            return false;
+        };
+        target.reply(reply, probing)
+    }
+
+    /// Counts what is overdue as lost. True if a target went down by it.
+    pub fn expire(&mut self, now: Time) -> bool {
+        let probing = &self.probing;
+        self.targets.iter_mut().fold(false, |changed, target| target.expire(now, probing) | changed)
+    }
+
+    /// When a probe is due or overdue next.
+    pub fn deadline(&self) -> Time {
+        if !self.running {
+            return Time::NEVER;
+        }
+        self.targets
+            .iter()
+            .map(|target| {
+                let overdue = target.pending.front().map_or(Time::NEVER, |probe| probe.sent + self.probing.timeout);
+                target.due.min(overdue)
+            })
+            .min()
+            .unwrap_or(Time::NEVER)
+    }
+
+    /// A line without targets in its family is as good as its carrier.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict_without(|_| false)
+    }
+
+    /// The verdict if some targets did not count.
+    pub fn verdict_without(&self, ignore: impl Fn(&Target) -> bool) -> Verdict {
+        if self.targets.is_empty() {
+            return Verdict::Good;
+        }
+        // What is left of the targets decides; if nothing is left, all of them do.
+        let counts = |target: &&TargetMonitor| !target.bad && !ignore(&target.target);
+        let none_left = !self.targets.iter().any(|target| counts(&target));
+        let counted = || self.targets.iter().filter(|target| none_left || counts(target));
+        let need = counted().count().min(usize::from(self.probing.quorum.get()));
+        let up = counted().filter(|target| target.up == Some(true)).count();
+        let good = counted().filter(|target| target.up == Some(true) && !target.degraded()).count();
+        let open = counted().filter(|target| target.up.is_none()).count();
+        if good >= need {
+            Verdict::Good
+        } else if up >= need {
+            Verdict::Degraded
+        } else if up + open >= need {
+            Verdict::Unjudged
+        } else {
+            Verdict::Silent
+        }
+    }
+
+    /// The line would be lost if its latest losses and its overdue probes were the beginning of silence.
+    pub fn suspicious(&self, now: Time) -> bool {
+        let counted = || self.targets.iter().filter(|target| !target.bad);
+        let need = counted().count().min(usize::from(self.probing.quorum.get()));
+        let steady = counted().filter(|target| target.up == Some(true) && !self.shaky(target, now)).count();
+        self.running && steady < need
+    }
+
+    /// This target is down here, or its latest probe is lost or overdue; `None` if the line does not use it.
+    pub fn doubts(&self, target: &Target, now: Time) -> Option<bool> {
+        self.targets
+            .iter()
+            .find(|candidate| self.running && candidate.target == *target)
+            .map(|candidate| candidate.up == Some(false) || self.shaky(candidate, now))
+    }
+
+    fn shaky(&self, target: &TargetMonitor, now: Time) -> bool {
+        let overdue = |probe: &Pending| now.since(probe.sent) > self.probing.timeout / 2;
+        target.losses > 0 || target.pending.front().is_some_and(overdue)
+    }
+
+    pub fn running(&self) -> bool {
+        self.running
+    }
+
+    /// The targets and whether they are up.
+    pub fn targets(&self) -> impl Iterator<Item = (&Target, Option<bool>)> {
+        self.targets.iter().map(|target| (&target.target, target.up))
+    }
+
+    pub fn mark_bad(&mut self, bad: impl Fn(&Target) -> bool) {
+        for target in &mut self.targets {
+            target.bad = bad(&target.target);
+        }
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.targets.iter().map(|target| target.sent).sum()
+    }
+
+    pub fn lost(&self) -> u64 {
+        self.targets.iter().map(|target| target.lost).sum()
+    }
+
+    pub fn status(&self) -> Vec<TargetStatus> {
+        self.targets.iter().map(TargetMonitor::status).collect()
+    }
+
+    /// The verdict, told to a person.
+    pub fn why(&self, now: Time) -> String {
+        if self.targets.is_empty() {
+            return "carrier is there; no target of this family is configured".to_owned();
+        }
+        let all = self.targets.len();
+        let up = self.targets.iter().filter(|target| target.up == Some(true)).count();
+        let down: Vec<_> = self.targets.iter().filter(|target| target.up == Some(false)).collect();
+        match self.verdict() {
+            Verdict::Unjudged => format!("{up} of {all} targets have answered; the quorum is {}", self.probing.quorum),
+            Verdict::Good => format!("{up} of {all} targets answer"),
+            Verdict::Degraded => {
+                let faults: Vec<_> = self.targets.iter().filter_map(|target| target.fault(&self.probing)).collect();
+                format!("{up} of {all} targets answer, beyond a threshold: {}", faults.join("; "))
+            }
+            Verdict::Silent => {
+                let span = down.iter().map(|target| now.since(target.silent_since)).max().unwrap_or_default();
+                let names: Vec<_> = down.iter().map(|target| target.name_with_failure()).collect();
+                format!("{} of {all} targets silent for {} ms: {}", down.len(), span.as_millis(), names.join(", "))
+            }
+        }
+    }
+}
+
+/// One target as seen by one line.
+#[derive(Debug)]
+struct TargetMonitor {
+    index: usize,
+    target: Target,
+    /// Its moment within the interval.
+    phase: Duration,
+    due: Time,
+    next_seq: u64,
+    /// In the order they were sent.
+    pending: VecDeque<Pending>,
+    up: Option<bool>,
+    /// Nothing has been judged since the start of the daemon: one answer is enough.
+    first: bool,
+    bad: bool,
+    /// The newest probe that was answered.
+    newest_answered: Option<u64>,
+    /// Losses and answers in a row.
+    losses: u8,
+    answers: u8,
+    /// When the first lost probe of the row was sent.
+    silent_since: Time,
+    failure: Option<Failure>,
+    window: Window,
+    beyond: Beyond,
+    sent: u64,
+    answered: u64,
+    lost: u64,
+    late: u64,
+    rtt_last: Option<Duration>,
+}
+
+/// The thresholds this target is beyond.
+#[derive(Debug, Default)]
+struct Beyond {
+    loss: bool,
+    latency: bool,
+    jitter: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    seq: u64,
+    sent: Time,
+}
+
+impl TargetMonitor {
+    fn new(index: usize, target: Target, phase: Duration) -> Self {
+        Self {
+            index,
+            target,
+            phase,
+            due: Time::NEVER,
+            next_seq: 0,
+            pending: VecDeque::new(),
+            up: None,
+            first: true,
+            bad: false,
+            newest_answered: None,
+            losses: 0,
+            answers: 0,
+            silent_since: Time::ZERO,
+            failure: None,
+            window: Window::default(),
+            beyond: Beyond::default(),
+            sent: 0,
+            answered: 0,
+            lost: 0,
+            late: 0,
+            rtt_last: None,
+        }
+    }
+
+    fn send(&mut self, now: Time, interval: Duration) -> u64 {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.sent += 1;
+        self.pending.push_back(Pending { seq, sent: now });
+        self.due = next_moment(now, self.phase, interval);
+        seq
+    }
+
+    fn reply(&mut self, reply: &Reply, probing: &Probing) -> bool {
+        let Some(place) = self.pending.iter().position(|probe| probe.seq == reply.seq) else {
+            // Lost already, or void since the carrier went: of no use for the verdict.
+            self.late += u64::from(reply.seq < self.next_seq && matches!(reply.outcome, Outcome::Answered { .. }));
+            return false;
+        };
+        let Some(probe) = self.pending.remove(place) else { return false };
+        match reply.outcome {
+            // The round-trip time is the driver's measurement: an answer in time counts even where the event
+            // itself was delayed.
+            Outcome::Answered { rtt } if rtt <= probing.timeout => self.answer(probe, rtt, probing),
+            Outcome::Answered { .. } => {
+                self.late += 1;
+                self.lose(probe, None, probing)
+            }
+            Outcome::Failed { why } => self.lose(probe, Some(why), probing),
+        }
+    }
+
+    fn expire(&mut self, now: Time, probing: &Probing) -> bool {
+        let mut changed = false;
+        while let Some(probe) = self.pending.front().copied().filter(|probe| now.since(probe.sent) >= probing.timeout) {
+            self.pending.pop_front();
+            changed |= self.lose(probe, None, probing);
+        }
+        changed
+    }
+
+    fn answer(&mut self, probe: Pending, rtt: Duration, probing: &Probing) -> bool {
+        self.answered += 1;
+        self.losses = 0;
+        self.failure = None;
+        self.newest_answered = self.newest_answered.max(Some(probe.seq));
+        self.answers = self.answers.saturating_add(1);
+        let enough = if self.first { 1 } else { probing.rise.get() };
+        let goes_up = self.up != Some(true) && self.answers >= enough;
+        if goes_up {
+            // The losses in the window belong to an outage that is over.
+            self.window = Window::default();
+            self.up = Some(true);
+            self.first = false;
+        }
+        self.rtt_last = Some(rtt);
+        self.window.push(Some(rtt), probing.window);
+        self.weigh(probing);
+        goes_up
+    }
+
+    fn lose(&mut self, probe: Pending, failure: Option<Failure>, probing: &Probing) -> bool {
+        self.lost += 1;
+        self.window.push(None, probing.window);
+        self.weigh(probing);
+        // A probe that a later one overtook is lost, and is no silence.
+        if self.newest_answered.is_some_and(|newest| newest > probe.seq) {
+            return false;
+        }
+        if self.losses == 0 {
+            self.silent_since = probe.sent;
+        }
+        self.failure = failure;
+        self.answers = 0;
+        self.losses = self.losses.saturating_add(1);
+        let goes_down = self.up != Some(false) && self.losses >= probing.fall.get();
+        if goes_down {
+            self.up = Some(false);
+            self.first = false;
+        }
+        goes_down
+    }
+
+    fn weigh(&mut self, probing: &Probing) {
+        // Slots of the window that are not filled yet count as answered, so that one loss among the first three
+        // probes is not a loss of a third.
+        let loss = probing.loss.map(|threshold| (threshold, self.window.lost * 100 / u32::from(probing.window.max(1))));
+        if let Some((Threshold { fail, recover }, percent)) = loss {
+            beyond(&mut self.beyond.loss, percent, u32::from(fail), u32::from(recover));
+        }
+        if self.window.answered < u32::from(probing.window).min(ENOUGH) {
+            return;
+        }
+        if let (Some(Threshold { fail, recover }), Some(mean)) = (probing.latency, self.window.mean()) {
+            beyond(&mut self.beyond.latency, mean, fail, recover);
+        }
+        if let (Some(Threshold { fail, recover }), Some(jitter)) = (probing.jitter, self.window.jitter()) {
+            beyond(&mut self.beyond.jitter, jitter, fail, recover);
+        }
+    }
+
+    fn degraded(&self) -> bool {
+        self.beyond.loss || self.beyond.latency || self.beyond.jitter
+    }
+
+    fn forget(&mut self) {
+        self.pending.clear();
+        self.due = Time::NEVER;
+        // A line that never had its first judgement still gets it with one answer.
+        self.first &= self.up.is_none();
+        self.up = None;
+        self.losses = 0;
+        self.answers = 0;
+        self.window = Window::default();
+        self.beyond = Beyond::default();
+    }
+
+    fn fault(&self, probing: &Probing) -> Option<String> {
+        let mut faults = Vec::new();
+        if let Some(limit) = probing.loss.filter(|_| self.beyond.loss) {
+            faults.push(format!("loss {:.0} % (limit {} %)", self.window.loss_percent(), limit.fail));
+        }
+        if let Some(limit) = probing.latency.filter(|_| self.beyond.latency) {
+            let mean = self.window.mean().unwrap_or_default();
+            faults.push(format!("{} ms round trip (limit {} ms)", mean.as_millis(), limit.fail.as_millis()));
+        }
+        if let Some(limit) = probing.jitter.filter(|_| self.beyond.jitter) {
+            let jitter = self.window.jitter().unwrap_or_default();
+            faults.push(format!("{} ms jitter (limit {} ms)", jitter.as_millis(), limit.fail.as_millis()));
+        }
+        (!faults.is_empty()).then(|| format!("{} {}", self.target, faults.join(", ")))
+    }
+
+    fn name_with_failure(&self) -> String {
+        let failure = match self.failure {
+            None => return self.target.to_string(),
+            Some(Failure::Unreachable) => "unreachable",
+            Some(Failure::Refused) => "refused",
+            Some(Failure::WrongAnswer) => "wrong answer",
+            Some(Failure::CannotSend) => "cannot send",
+        };
+        format!("{} ({failure})", self.target)
+    }
+
+    fn status(&self) -> TargetStatus {
+        TargetStatus {
+            target: self.target.to_string(),
+            index: self.index,
+            up: self.up,
+            bad: self.bad,
+            degraded: self.degraded(),
+            sent: self.sent,
+            answered: self.answered,
+            lost: self.lost,
+            late: self.late,
+            rtt_last: self.rtt_last,
+            rtt_mean: self.window.mean(),
+            rtt_min: self.window.rtts().min(),
+            rtt_max: self.window.rtts().max(),
+            jitter: self.window.jitter(),
+            loss_pct: self.window.loss_percent(),
+        }
+    }
+}
+
+/// The recent probes of one target.
+#[derive(Debug, Default)]
+struct Window {
+    /// `None` is a loss.
+    probes: VecDeque<Option<Duration>>,
+    lost: u32,
+    answered: u32,
+    /// Of the answered ones.
+    sum: Duration,
+    last: Option<Duration>,
+    /// Sixteen times the jitter, in microseconds: RFC 3550, appendix A.8.
+    jitter16: Option<u64>,
+}
+
+impl Window {
+    fn push(&mut self, rtt: Option<Duration>, size: u16) {
+        while self.probes.len() >= usize::from(size.max(1)) {
+            match self.probes.pop_front().flatten() {
+                Some(old) => {
+                    self.answered -= 1;
+                    self.sum -= old;
+                }
+                None => self.lost -= 1,
+            }
+        }
+        self.probes.push_back(rtt);
+        let Some(rtt) = rtt else {
+            self.lost += 1;
+            return;
+        };
+        self.answered += 1;
+        self.sum += rtt;
+        if let Some(last) = self.last.replace(rtt) {
+            let difference = u64::try_from(rtt.abs_diff(last).as_micros()).unwrap_or(u64::MAX / 32);
+            let jitter = self.jitter16.unwrap_or(0);
+            self.jitter16 = Some((jitter + difference).saturating_sub((jitter + 8) >> 4));
+        }
+    }
+
+    fn rtts(&self) -> impl Iterator<Item = Duration> {
+        self.probes.iter().flatten().copied()
+    }
+
+    fn mean(&self) -> Option<Duration> {
+        self.sum.checked_div(self.answered)
+    }
+
+    fn jitter(&self) -> Option<Duration> {
+        self.jitter16.map(|jitter| Duration::from_micros(jitter >> 4))
+    }
+
+    fn loss_percent(&self) -> f64 {
+        let all = self.lost + self.answered;
+        if all == 0 { 0.0 } else { f64::from(self.lost) * 100.0 / f64::from(all) }
+    }
+}
+
+/// Answers until latency and jitter are worth comparing.
+const ENOUGH: u32 = 8;
+
+fn beyond<T: PartialOrd + Copy>(state: &mut bool, value: T, fail: T, recover: T) {
+    if value >= fail {
+        *state = true;
+    } else if value <= recover {
+        *state = false;
+    }
+}
+
+/// The first moment of this phase that is more than half an interval away: a driver that polls late does not
+/// cause two probes on each other's heels.
+fn next_moment(now: Time, phase: Duration, interval: Duration) -> Time {
+    let interval = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX).max(1);
+    let phase = u64::try_from(phase.as_micros()).unwrap_or(0);
+    let earliest = now.as_micros().saturating_add(interval / 2 + 1);
+    let turns = earliest.saturating_sub(phase).div_ceil(interval);
+    Time::from_micros(turns.saturating_mul(interval).saturating_add(phase))
+}
