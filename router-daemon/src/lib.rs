@@ -7,3 +7,5 @@ pub mod event_log;
 #[cfg(test)]
 mod fixture;
 pub mod kernel;
+pub mod probe;
+mod resolve;

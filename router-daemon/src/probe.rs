@@ -1,0 +1,264 @@
+//! Sends what the core asks for, each probe by its own line, and tells what came of it. Decides nothing: what an
+//! answer or a silence means is `mwan`'s.
+//!
+//! Every socket is bound to the line's device, carries the line's mark with [`Mark::PROBE`] and leaves from the
+//! line's own address, so that four lines with one gateway, or one address, stay four lines. A probe that gets no
+//! answer is simply forgotten here: the core has counted it as lost by then.
+
+mod http;
+mod ping;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::Config;
+use config::model::{Target, TargetKind};
+use config::units::{Family, IfName, Mark, WanId};
+use mwan::event::{Failure, Outcome, Probe, Reply};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use self::ping::Pinger;
+use crate::resolve;
+
+/// All probes of all lines. Dropping it ends them.
+#[derive(Debug)]
+pub struct Prober {
+    lines: BTreeMap<WanId, Line>,
+    pingers: BTreeMap<(WanId, Family), Pinger>,
+    replies: mpsc::Sender<Reply>,
+    /// One task for each connection under way.
+    tasks: JoinSet<()>,
+    slots: Arc<Semaphore>,
+    tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
+}
+
+impl Prober {
+    /// Replies go to `replies`; the probes' sockets need `CAP_NET_RAW` and `CAP_NET_ADMIN`.
+    pub fn new(replies: mpsc::Sender<Reply>) -> Self {
+        Self {
+            lines: BTreeMap::new(),
+            pingers: BTreeMap::new(),
+            replies,
+            tasks: JoinSet::new(),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            tls: None,
+        }
+    }
+
+    /// The lines and targets to probe from here on. What is under way for a line that changed is given up, because
+    /// its target numbers may mean something else.
+    pub fn configure(&mut self, config: &Config) {
+        let lines: BTreeMap<WanId, Line> = config
+            .wans
+            .values()
+            .map(|wan| {
+                let line = Line {
+                    interface: wan.interface.clone(),
+                    mark: Mark(Mark::PROBE | wan.id.mark().0),
+                    source4: wan.source(Family::V4),
+                    source6: wan.source(Family::V6),
+                    gateway4: wan.gateway(Family::V4),
+                    gateway6: wan.gateway(Family::V6),
+                    targets: wan.probe.targets.clone(),
+                };
+                (wan.id, line)
+            })
+            .collect();
+        if lines == self.lines {
+            return;
+        }
+        self.tasks.abort_all();
+        let before = std::mem::replace(&mut self.lines, lines);
+        self.pingers.retain(|(wan, _), _| before.get(wan) == self.lines.get(wan));
+    }
+
+    /// Sends one probe. Never waits.
+    pub fn send(&mut self, probe: &Probe) {
+        while self.tasks.try_join_next().is_some() {}
+        let Some(line) = self.lines.get(&probe.wan) else { return };
+        let Some(target) = line.targets.get(probe.target) else { return };
+        match &target.kind {
+            TargetKind::Icmp { address } => {
+                if let Err(error) = self.ping(probe, *address) {
+                    self.cannot_send(probe, &error);
+                }
+            }
+            TargetKind::Gateway | TargetKind::Tcp { .. } | TargetKind::Dns { .. } | TargetKind::Http { .. } => {
+                let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+                    warn!(limit = AT_ONCE, "too many probes under way: one was not sent");
+                    return;
+                };
+                let tls = matches!(&target.kind, TargetKind::Http { tls: true, .. })
+                    .then(|| Arc::clone(self.tls.get_or_insert_with(http::trust)));
+                let line = line.clone();
+                let target = target.clone();
+                let (probe, replies) = (probe.clone(), self.replies.clone());
+                self.tasks.spawn(ask(line, target, tls, probe, replies, slot));
+            }
+        }
+    }
+
+    fn ping(&mut self, probe: &Probe, address: IpAddr) -> io::Result<()> {
+        let family = Family::of(address);
+        let key = (probe.wan, family);
+        let pinger = match self.pingers.entry(key) {
+            std::collections::btree_map::Entry::Occupied(held) => held.into_mut(),
+            std::collections::btree_map::Entry::Vacant(free) => {
+                let Some(line) = self.lines.get(&probe.wan) else { return Ok(()) };
+                free.insert(Pinger::open(line, probe.wan, family, self.replies.clone())?)
+            }
+        };
+        pinger.send(probe, address).inspect_err(|_| {
+            // The device went and perhaps came back as another one: the next probe opens a socket anew.
+            self.pingers.remove(&key);
+        })
+    }
+
+    fn cannot_send(&self, probe: &Probe, error: &io::Error) {
+        debug!(wan = %probe.wan, target = probe.target, %error, "cannot send a probe");
+        let reply = reply(probe, Outcome::Failed { why: failure(error) });
+        if self.replies.try_send(reply).is_err() {
+            debug!("the reply queue is full: the probe's timeout will tell");
+        }
+    }
+}
+
+/// What the sockets of one line are bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line {
+    interface: IfName,
+    mark: Mark,
+    source4: Option<IpAddr>,
+    source6: Option<IpAddr>,
+    gateway4: Option<IpAddr>,
+    gateway6: Option<IpAddr>,
+    targets: Vec<Target>,
+}
+
+impl Line {
+    fn source(&self, family: Family) -> io::Result<IpAddr> {
+        match family {
+            Family::V4 => self.source4,
+            Family::V6 => self.source6,
+        }
+        .ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// A socket that leaves by this line only.
+    fn socket(&self, family: Family, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let domain = match family {
+            Family::V4 => Domain::IPV4,
+            Family::V6 => Domain::IPV6,
+        };
+        let socket = Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?;
+        socket.bind_device(Some(self.interface.as_str().as_bytes()))?;
+        socket.set_mark(self.mark.0)?;
+        socket.bind(&SocketAddr::new(self.source(family)?, 0).into())?;
+        Ok(socket)
+    }
+
+    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.socket(Family::of(address.ip()), Type::STREAM, Protocol::TCP)?;
+        // Nothing of a probe is worth a minute in TIME_WAIT.
+        socket.set_linger(Some(Duration::ZERO))?;
+        TcpSocket::from_std_stream(socket.into()).connect(address).await
+    }
+
+    fn datagrams(&self, family: Family) -> io::Result<UdpSocket> {
+        UdpSocket::from_std(self.socket(family, Type::DGRAM, Protocol::UDP)?.into())
+    }
+}
+
+/// One connection-like probe from beginning to end.
+async fn ask(
+    line: Line,
+    target: Target,
+    tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
+    probe: Probe,
+    replies: mpsc::Sender<Reply>,
+    slot: OwnedSemaphorePermit,
+) {
+    let started = Instant::now();
+    let answer = tokio::time::timeout(probe.timeout, answer(&line, &target, tls)).await;
+    drop(slot);
+    let outcome = match answer {
+        Ok(Ok(())) => Outcome::Answered { rtt: started.elapsed() },
+        Ok(Err(why)) => Outcome::Failed { why },
+        Err(_elapsed) => return,
+    };
+    if replies.send(reply(&probe, outcome)).await.is_err() {
+        debug!("nobody waits for probe replies");
+    }
+}
+
+async fn answer(
+    line: &Line,
+    target: &Target,
+    tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
+) -> Result<(), Failure> {
+    match &target.kind {
+        TargetKind::Icmp { .. } => Err(Failure::CannotSend),
+        TargetKind::Tcp { address } => {
+            line.connect(*address).await.map_err(|error| failure(&error))?;
+            Ok(())
+        }
+        TargetKind::Dns { server, name } => {
+            let socket = line.datagrams(Family::of(server.ip())).map_err(|error| failure(&error))?;
+            resolve::query(&socket, *server, name, target.family).await
+        }
+        TargetKind::Http { address, name, path, status, .. } => {
+            let stream = line.connect(*address).await.map_err(|error| failure(&error))?;
+            http::get(stream, tls, name, path, *status).await
+        }
+        TargetKind::Gateway => {
+            let gateway = match target.family {
+                Family::V4 => line.gateway4,
+                Family::V6 => line.gateway6,
+            };
+            gateway_answers(line, gateway.ok_or(Failure::CannotSend)?).await
+        }
+    }
+}
+
+/// Waits for neighbour resolution: a datagram to the discard port makes the kernel ask for the gateway's MAC. The
+/// kernel reports a gateway that does not answer as `EHOSTUNREACH` on the socket; a gateway that is there either
+/// swallows the datagram or says that nobody listens.
+async fn gateway_answers(line: &Line, gateway: IpAddr) -> Result<(), Failure> {
+    let socket = line.datagrams(Family::of(gateway)).map_err(|error| failure(&error))?;
+    socket.connect(SocketAddr::new(gateway, DISCARD)).await.map_err(|error| failure(&error))?;
+    socket.send(&[]).await.map_err(|error| failure(&error))?;
+    match socket.recv(&mut [0; 16]).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn reply(probe: &Probe, outcome: Outcome) -> Reply {
+    Reply { wan: probe.wan, target: probe.target, seq: probe.seq, outcome }
+}
+
+fn failure(error: &io::Error) -> Failure {
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) {
+        Failure::Refused
+    } else if kind == io::ErrorKind::HostUnreachable {
+        Failure::Unreachable
+    } else {
+        // ENETUNREACH, EADDRNOTAVAIL, ENODEV: our own table, address or device is not there.
+        Failure::CannotSend
+    }
+}
+
+/// Connections under way at one time; each holds one file descriptor.
+const AT_ONCE: usize = 512;
+/// RFC 863.
+const DISCARD: u16 = 9;

@@ -1,0 +1,260 @@
+//! ICMP echo on a raw socket of one line and one family. The echo carries all that is needed to understand its
+//! answer, so nothing is kept per probe; a filter in the kernel wakes us for answers to our own echoes and for
+//! ICMP errors only, whatever else arrives on the line.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use config::model::TargetKind;
+use config::units::{Family, WanId};
+use mwan::event::{Failure, Outcome, Probe, Reply};
+use socket2::{Protocol, SockFilter, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::Line;
+
+/// The echo socket of one line and family.
+#[derive(Debug)]
+pub(super) struct Pinger {
+    /// A raw socket: to tokio and the system calls it is a socket of datagrams like any other.
+    socket: Arc<UdpSocket>,
+    stamp: Stamp,
+    family: Family,
+    /// The number last sent to each target: an ICMP error tells the low 16 bits only.
+    sent: Arc<[AtomicU64]>,
+    /// The reader; ends with us.
+    _reader: JoinSet<()>,
+}
+
+/// What makes an echo ours.
+#[derive(Debug, Clone, Copy)]
+struct Stamp {
+    id: u16,
+    /// Nobody who does not see our packets can answer them.
+    cookie: u64,
+    zero: Instant,
+}
+
+impl Pinger {
+    pub(super) fn open(line: &Line, wan: WanId, family: Family, replies: mpsc::Sender<Reply>) -> io::Result<Self> {
+        let protocol = match family {
+            Family::V4 => Protocol::ICMPV4,
+            Family::V6 => Protocol::ICMPV6,
+        };
+        let socket = line.socket(family, Type::RAW, protocol)?;
+        let random = RandomState::new();
+        let stamp = Stamp { id: low_half(random.hash_one(0)), cookie: random.hash_one(1), zero: Instant::now() };
+        socket.attach_filter(&filter(family, stamp.id))?;
+        let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+        let targets = line
+            .targets
+            .iter()
+            .map(|target| match target.kind {
+                TargetKind::Icmp { address } if Family::of(address) == family => Some(address),
+                TargetKind::Icmp { .. }
+                | TargetKind::Gateway
+                | TargetKind::Tcp { .. }
+                | TargetKind::Dns { .. }
+                | TargetKind::Http { .. } => None,
+            })
+            .collect::<Vec<_>>();
+        let sent: Arc<[AtomicU64]> = targets.iter().map(|_| AtomicU64::new(0)).collect();
+        let mut reader = JoinSet::new();
+        reader.spawn(read(Arc::clone(&socket), stamp, wan, family, targets, Arc::clone(&sent), replies));
+        Ok(Self { socket, stamp, family, sent, _reader: reader })
+    }
+
+    pub(super) fn send(&self, probe: &Probe, address: IpAddr) -> io::Result<()> {
+        let packet = self.stamp.echo(self.family, probe, self.stamp.zero.elapsed());
+        if let Some(sent) = self.sent.get(probe.target) {
+            sent.store(probe.seq, Ordering::Relaxed);
+        }
+        self.socket.try_send_to(&packet, SocketAddr::new(address, 0))?;
+        Ok(())
+    }
+}
+
+/// Owns nothing but its buffer; ends when the pinger is dropped.
+async fn read(
+    socket: Arc<UdpSocket>,
+    stamp: Stamp,
+    wan: WanId,
+    family: Family,
+    targets: Vec<Option<IpAddr>>,
+    sent: Arc<[AtomicU64]>,
+    replies: mpsc::Sender<Reply>,
+) {
+    let mut buffer = [0; 1500];
+    loop {
+        let length = match socket.recv(&mut buffer).await {
+            Ok(length) => length,
+            Err(error) => {
+                // ENETDOWN and the like are told once each; the next send opens a new socket if this one is dead.
+                debug!(%wan, %error, "reading echo replies");
+                continue;
+            }
+        };
+        let now = stamp.zero.elapsed();
+        let heard = match family {
+            Family::V4 => stamp.understand4(&buffer[..length]),
+            Family::V6 => stamp.understand6(&buffer[..length]),
+        };
+        let reply = match heard {
+            Some(Heard::Answer { target, seq, sent_at }) => {
+                let rtt = now.saturating_sub(sent_at);
+                Reply { wan, target, seq, outcome: Outcome::Answered { rtt } }
+            }
+            Some(Heard::Error { to, low }) => {
+                let Some(target) = targets.iter().position(|target| *target == Some(to)) else { continue };
+                let last = sent[target].load(Ordering::Relaxed);
+                let Some(seq) = last.checked_sub(u64::from(low_half(last).wrapping_sub(low))) else { continue };
+                Reply { wan, target, seq, outcome: Outcome::Failed { why: Failure::Unreachable } }
+            }
+            None => continue,
+        };
+        if replies.send(reply).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    Answer {
+        target: usize,
+        seq: u64,
+        sent_at: Duration,
+    },
+    /// A router could not deliver our echo `low` to `to`.
+    Error {
+        to: IpAddr,
+        low: u16,
+    },
+}
+
+impl Stamp {
+    /// type, code, checksum, id, low 16 bits of the number; then cookie, target, number, time of sending.
+    fn echo(self, family: Family, probe: &Probe, now: Duration) -> [u8; ECHO] {
+        let mut packet = [0; ECHO];
+        packet[0] = match family {
+            Family::V4 => 8,
+            Family::V6 => 128,
+        };
+        packet[4..6].copy_from_slice(&self.id.to_be_bytes());
+        packet[6..8].copy_from_slice(&low_half(probe.seq).to_be_bytes());
+        packet[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        packet[16..24].copy_from_slice(&(probe.target as u64).to_be_bytes());
+        packet[24..32].copy_from_slice(&probe.seq.to_be_bytes());
+        packet[32..40].copy_from_slice(&u64::try_from(now.as_micros()).unwrap_or(u64::MAX).to_be_bytes());
+        // The kernel fills in the checksum of ICMPv6, which covers addresses (RFC 3542, 3.1).
+        if family == Family::V4 {
+            let sum = checksum(&packet);
+            packet[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        packet
+    }
+
+    /// A raw IPv4 socket hands out the IP header too.
+    fn understand4(self, packet: &[u8]) -> Option<Heard> {
+        let icmp = packet.get(usize::from(packet.first()? & 0xf) * 4..)?;
+        match icmp.first()? {
+            0 => self.answer(icmp),
+            3 | 11 => {
+                let quoted = icmp.get(8..)?;
+                let echo = quoted.get(usize::from(quoted.first()? & 0xf) * 4..)?;
+                let to: [u8; 4] = quoted.get(16..20)?.try_into().ok()?;
+                (quoted.get(9) == Some(&1) && echo.first() == Some(&8)).then_some(())?;
+                self.error(to.into(), echo)
+            }
+            _ => None,
+        }
+    }
+
+    fn understand6(self, icmp: &[u8]) -> Option<Heard> {
+        match icmp.first()? {
+            129 => self.answer(icmp),
+            1 | 3 => {
+                let quoted = icmp.get(8..)?;
+                let echo = quoted.get(40..)?;
+                let to: [u8; 16] = quoted.get(24..40)?.try_into().ok()?;
+                (quoted.get(6) == Some(&58) && echo.first() == Some(&128)).then_some(())?;
+                self.error(to.into(), echo)
+            }
+            _ => None,
+        }
+    }
+
+    fn answer(self, icmp: &[u8]) -> Option<Heard> {
+        (number::<2>(icmp, 4)? == u64::from(self.id) && number::<8>(icmp, 8)? == self.cookie).then_some(())?;
+        Some(Heard::Answer {
+            target: usize::try_from(number::<8>(icmp, 16)?).ok()?,
+            seq: number::<8>(icmp, 24)?,
+            sent_at: Duration::from_micros(number::<8>(icmp, 32)?),
+        })
+    }
+
+    /// Routers quote at least 8 bytes of the echo (RFC 792); where they quote more, the cookie must be ours.
+    fn error(self, to: IpAddr, echo: &[u8]) -> Option<Heard> {
+        (number::<2>(echo, 4)? == u64::from(self.id)).then_some(())?;
+        (number::<8>(echo, 8).is_none_or(|cookie| cookie == self.cookie)).then_some(())?;
+        Some(Heard::Error { to, low: low_half(number::<2>(echo, 6)?) })
+    }
+}
+
+/// A big-endian number of `N` bytes.
+fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(bytes.get(at..at + N)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+/// The low 16 bits.
+fn low_half(number: u64) -> u16 {
+    let [.., high, low] = number.to_be_bytes();
+    u16::from_be_bytes([high, low])
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u64 =
+        bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !low_half(sum)
+}
+
+/// Passes echo replies with our id, and errors. Classic BPF; an IPv4 packet is seen from its IP header on, an IPv6
+/// one from its ICMPv6 header on.
+fn filter(family: Family, id: u16) -> [SockFilter; 9] {
+    const LOAD_HEADER_LENGTH: u16 = 0xb1; // ldxb 4*([k]&0xf)
+    const LOAD_INDEX: u16 = 0x01; // ldx #k
+    const LOAD_BYTE: u16 = 0x50; // ldb [x + k]
+    const LOAD_HALF: u16 = 0x48; // ldh [x + k]
+    const EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const ALL: u32 = u32::MAX;
+    let (start, [reply, unreachable, exceeded]) = match family {
+        Family::V4 => (SockFilter::new(LOAD_HEADER_LENGTH, 0, 0, 0), [0, 3, 11]),
+        Family::V6 => (SockFilter::new(LOAD_INDEX, 0, 0, 0), [129, 1, 3]),
+    };
+    [
+        start,
+        SockFilter::new(LOAD_BYTE, 0, 0, 0),
+        SockFilter::new(EQUAL, 3, 0, unreachable),
+        SockFilter::new(EQUAL, 2, 0, exceeded),
+        SockFilter::new(EQUAL, 0, 3, reply),
+        SockFilter::new(LOAD_HALF, 0, 0, 4),
+        SockFilter::new(EQUAL, 0, 1, u32::from(id)),
+        SockFilter::new(RETURN, 0, 0, ALL),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+const ECHO: usize = 40;
