@@ -12,7 +12,7 @@ use std::time::Duration;
 use config::model::TargetKind;
 use config::units::{Family, WanId};
 use mwan::event::{Failure, Outcome, Probe, Reply};
-use socket2::{Protocol, SockFilter, Type};
+use socket2::{Protocol, SockFilter, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -24,8 +24,7 @@ use super::Line;
 /// The echo socket of one line and family.
 #[derive(Debug)]
 pub(super) struct Pinger {
-    /// A raw socket: to tokio and the system calls it is a socket of datagrams like any other.
-    socket: Arc<UdpSocket>,
+    socket: Socket,
     stamp: Stamp,
     family: Family,
     /// The number last sent to each target: an ICMP error tells the low 16 bits only.
@@ -53,7 +52,8 @@ impl Pinger {
         let random = RandomState::new();
         let stamp = Stamp { id: low_half(random.hash_one(0)), cookie: random.hash_one(1), zero: Instant::now() };
         socket.attach_filter(&filter(family, stamp.id))?;
-        let socket = Arc::new(UdpSocket::from_std(socket.into())?);
+        // To tokio and the system calls a raw socket is a socket of datagrams like any other.
+        let incoming = UdpSocket::from_std(socket.try_clone()?.into())?;
         let targets = line
             .targets
             .iter()
@@ -68,7 +68,7 @@ impl Pinger {
             .collect::<Vec<_>>();
         let sent: Arc<[AtomicU64]> = targets.iter().map(|_| AtomicU64::new(0)).collect();
         let mut reader = JoinSet::new();
-        reader.spawn(read(Arc::clone(&socket), stamp, wan, family, targets, Arc::clone(&sent), replies));
+        reader.spawn(read(incoming, stamp, wan, family, targets, Arc::clone(&sent), replies));
         Ok(Self { socket, stamp, family, sent, _reader: reader })
     }
 
@@ -77,14 +77,14 @@ impl Pinger {
         if let Some(sent) = self.sent.get(probe.target) {
             sent.store(probe.seq, Ordering::Relaxed);
         }
-        self.socket.try_send_to(&packet, SocketAddr::new(address, 0))?;
+        self.socket.send_to(&packet, &SocketAddr::new(address, 0).into())?;
         Ok(())
     }
 }
 
 /// Owns nothing but its buffer; ends when the pinger is dropped.
 async fn read(
-    socket: Arc<UdpSocket>,
+    socket: UdpSocket,
     stamp: Stamp,
     wan: WanId,
     family: Family,
@@ -99,6 +99,7 @@ async fn read(
             Err(error) => {
                 // ENETDOWN and the like are told once each; the next send opens a new socket if this one is dead.
                 debug!(%wan, %error, "reading echo replies");
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
