@@ -19,7 +19,7 @@ pub enum NameError {
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $kind:literal, $limit:literal) => {
+    ($(#[$doc:meta])* $type:ident, $kind:literal, $limit:literal $(, plus $more:literal)?) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -35,7 +35,7 @@ macro_rules! name {
             type Err = NameError;
 
             fn from_str(text: &str) -> Result<Self, NameError> {
-                checked($kind, $limit, text).map(Self)
+                checked($kind, $limit, concat!("-_." $(, $more)?), text).map(Self)
             }
         }
 
@@ -84,8 +84,8 @@ name!(
     HostName, "host", 63
 );
 name!(
-    /// A named set of ports, as in `[service.web]`.
-    ServiceName, "service", 32
+    /// A named set of ports, as in `[service.web]`, or one written in place, as in `tcp/631`: only those hold a '/'.
+    ServiceName, "service", 32, plus "/"
 );
 name!(
     /// A named set of Internet destinations, as in `[egress.cloudflared]`.
@@ -96,14 +96,14 @@ name!(
     PolicyName, "policy", 32
 );
 
-fn checked(kind: &'static str, limit: usize, text: &str) -> Result<String, NameError> {
+fn checked(kind: &'static str, limit: usize, marks: &str, text: &str) -> Result<String, NameError> {
     if text.is_empty() || text == "." || text == ".." {
         return Err(NameError::Empty { kind });
     }
     if text.len() > limit {
         return Err(NameError::TooLong { kind, limit, length: text.len() });
     }
-    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
+    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || marks.contains(*c))) {
         Some(found) => Err(NameError::Character { kind, found }),
         None => Ok(text.to_owned()),
     }

@@ -1,0 +1,341 @@
+//! From the file as written to the model: names are resolved, numbers are put in range, and what contradicts itself
+//! is shown in both places. Nothing here stops at the first problem; a part with a problem is left out of the model,
+//! which is then thrown away, and names are looked up among what the file declares so that one slip is told once.
+
+mod asserts;
+mod matrix;
+mod segments;
+mod wans;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Display, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use sha2::{Digest as _, Sha256};
+
+use crate::file::{Addresses, File, HostRef};
+use crate::model::{self, AddressSet, Config, PortSet};
+use crate::problem::{Lines, Problem, Span};
+use crate::read::At;
+use crate::suggest::nearest;
+use crate::units::{EgressName, HostName, IfName, Line, PolicyName, ServiceName, VlanName, WanName};
+
+/// The model, if it could be built whole, and the problems met on the way. The model is only good when none of them
+/// is an error.
+pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<Problem>) {
+    let mut check = Check::new(file, text);
+    let segments = check.segments();
+    check.hosts = check.all_hosts(&segments);
+    let services = check.all_services();
+    let egress = check.all_egress();
+    let vlans = check.vlans(&segments, &services);
+    let cells = check.cells(&vlans, &services);
+    let wans = check.wans(&services);
+    let ports = check.ports();
+    check.overlaps();
+    let policies = check.policies();
+    let steering = check.steering(&services);
+    let asserts = check.asserts();
+    let router = check.router();
+
+    // Built-in and in-place services are part of the model where something uses them.
+    let mut named = services;
+    for permit in vlans.values().flat_map(|vlan| &vlan.input).chain(wans.values().flat_map(|wan| &wan.input)) {
+        built_in(&mut named, permit);
+    }
+    for cell in &cells {
+        if let model::Allow::Services(permits) = &cell.allow {
+            permits.iter().for_each(|permit| built_in(&mut named, permit));
+        }
+    }
+    let config = Config {
+        site: file.site.as_ref().map(|site| site.value.clone()).unwrap_or_default(),
+        digest: digest(text),
+        router,
+        ports,
+        vlans,
+        hosts: check.hosts,
+        services: named,
+        egress,
+        cells,
+        wans,
+        policies,
+        steering,
+        asserts,
+    };
+    (config, check.problems)
+}
+
+fn built_in(services: &mut BTreeMap<ServiceName, model::Service>, permit: &model::Permit) {
+    services.entry(permit.service.clone()).or_insert_with(|| model::Service {
+        name: permit.service.clone(),
+        ports: permit.ports.clone(),
+        hosts: None,
+        line: Line::BUILT_IN,
+    });
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().fold(String::new(), |mut out, byte| {
+        write!(out, "{byte:02x}").unwrap_or(());
+        out
+    })
+}
+
+struct Check<'a> {
+    file: &'a File,
+    lines: Lines<'a>,
+    problems: Vec<Problem>,
+    names: Names<'a>,
+    hosts: BTreeMap<HostName, model::Host>,
+    /// Every subnet of the router, with whose it is.
+    subnets: Vec<Subnet<'a>>,
+    /// Every mention of a port outside its own table.
+    uses: BTreeMap<IfName, Vec<(Use<'a>, Span)>>,
+}
+
+/// What the file declares, well-formed or not.
+struct Names<'a> {
+    ports: BTreeMap<&'a str, &'a Span>,
+    vlans: BTreeMap<&'a str, &'a Span>,
+    hosts: BTreeMap<&'a str, &'a Span>,
+    services: BTreeMap<&'a str, &'a Span>,
+    egress: BTreeMap<&'a str, &'a Span>,
+    wans: BTreeMap<&'a str, &'a Span>,
+    policies: BTreeMap<&'a str, &'a Span>,
+}
+
+#[derive(Debug, Clone)]
+struct Subnet<'a> {
+    net: IpNet,
+    span: &'a Span,
+    owner: Owner<'a>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner<'a> {
+    Vlan(&'a VlanName),
+    Wan(&'a WanName),
+}
+
+impl Display for Owner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Vlan(name) => write!(f, "VLAN `{name}`"),
+            Self::Wan(name) => write!(f, "WAN `{name}`"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use<'a> {
+    Wan(&'a WanName),
+    Access(&'a VlanName),
+    Native(&'a VlanName),
+    Tagged(&'a VlanName),
+}
+
+impl Display for Use<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Wan(name) => write!(f, "the line of WAN `{name}`"),
+            Self::Access(name) => write!(f, "an access port of VLAN `{name}`"),
+            Self::Native(name) => write!(f, "a trunk with native VLAN `{name}`"),
+            Self::Tagged(name) => write!(f, "a trunk carrying VLAN `{name}`"),
+        }
+    }
+}
+
+impl<'a> Check<'a> {
+    fn new(file: &'a File, text: &'a str) -> Self {
+        let names = Names {
+            ports: file.ports.iter().map(|port| (port.name.value.as_str(), &port.name.span)).collect(),
+            vlans: file.vlans.iter().map(|vlan| (vlan.name.value.as_str(), &vlan.name.span)).collect(),
+            hosts: file.hosts.iter().map(|host| (host.name.value.as_str(), &host.name.span)).collect(),
+            services: file.services.iter().map(|service| (service.name.value.as_str(), &service.name.span)).collect(),
+            egress: file.egress.iter().map(|set| (set.name.value.as_str(), &set.name.span)).collect(),
+            wans: file.wans.iter().map(|wan| (wan.name.value.as_str(), &wan.name.span)).collect(),
+            policies: file.policies.iter().map(|policy| (policy.name.value.as_str(), &policy.name.span)).collect(),
+        };
+        Self {
+            file,
+            lines: Lines::of(text),
+            problems: Vec::new(),
+            names,
+            hosts: BTreeMap::new(),
+            subnets: Vec::new(),
+            uses: BTreeMap::new(),
+        }
+    }
+
+    fn push(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    fn line(&self, span: &Span) -> Line {
+        Line(u32::try_from(self.lines.number(span.start)).unwrap_or(u32::MAX))
+    }
+
+    /// A number that fits, or a problem.
+    fn number<T: TryFrom<i64>>(&mut self, at: &At<i64>, range: RangeInclusive<i64>, what: &str) -> Option<T> {
+        if range.contains(&at.value) {
+            return T::try_from(at.value).ok();
+        }
+        let (first, last) = range.into_inner();
+        self.push(
+            Problem::error(format!("{what} cannot be {}", at.value))
+                .at(&at.span, format!("{first} to {last} is possible")),
+        );
+        None
+    }
+
+    /// One word of a closed list, or a problem.
+    fn word<T: Copy>(&mut self, at: &At<String>, what: &str, words: &[(&str, T)]) -> Option<T> {
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == at.value) {
+            return Some(*value);
+        }
+        let all = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let label = match nearest(&at.value, words.iter().map(|(word, _)| *word)) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => "not one of the words known here".to_owned(),
+        };
+        self.push(
+            Problem::error(format!("`{}` is no {what}", crate::read::shown(&at.value)))
+                .at(&at.span, label)
+                .help(format!("write one of {all}")),
+        );
+        None
+    }
+
+    fn vlan_known(&mut self, at: &At<VlanName>) -> bool {
+        let problem = undeclared(at.value.as_str(), &at.span, "VLAN", "vlan", &self.names.vlans);
+        self.report(problem)
+    }
+
+    fn wan_known(&mut self, name: &str, span: &Span) -> bool {
+        let problem = undeclared(name, span, "WAN", "wan", &self.names.wans);
+        self.report(problem)
+    }
+
+    fn host_known(&mut self, at: &At<HostName>) -> bool {
+        let problem = undeclared(at.value.as_str(), &at.span, "host", "host", &self.names.hosts);
+        self.report(problem)
+    }
+
+    fn policy_known(&mut self, name: &PolicyName, span: &Span) -> bool {
+        let problem = undeclared(name.as_str(), span, "policy", "policy", &self.names.policies);
+        self.report(problem)
+    }
+
+    fn egress_known(&mut self, name: &EgressName, span: &Span) -> bool {
+        let problem = undeclared(name.as_str(), span, "egress set", "egress", &self.names.egress);
+        self.report(problem)
+    }
+
+    fn report(&mut self, problem: Option<Problem>) -> bool {
+        let good = problem.is_none();
+        self.problems.extend(problem);
+        good
+    }
+
+    /// The addresses these names and ranges stand for. `None` when one of them is not known.
+    fn addresses(&mut self, refs: &[At<HostRef>]) -> Option<AddressSet> {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let mut complete = true;
+        let mut add = |addresses: Addresses| match addresses {
+            Addresses::V4(first, last) => v4.push(first..=last),
+            Addresses::V6(first, last) => v6.push(first..=last),
+        };
+        for item in refs {
+            match &item.value {
+                HostRef::Addresses(addresses) => add(*addresses),
+                HostRef::Named(name) => {
+                    complete &= self.host_known(&At { value: name.clone(), span: item.span.clone() });
+                    for address in self.hosts.get(name).into_iter().flat_map(|host| &host.addresses) {
+                        match address {
+                            IpAddr::V4(address) => add(Addresses::V4(*address, *address)),
+                            IpAddr::V6(address) => add(Addresses::V6(*address, *address)),
+                        }
+                    }
+                }
+            }
+        }
+        complete.then(|| AddressSet::of(v4, v6))
+    }
+
+    fn router(&mut self) -> model::Router {
+        let router = &self.file.router;
+        let metrics = match &router.metrics {
+            None => DEFAULT_METRICS.parse().ok(),
+            Some(at) if at.value == "off" => None,
+            Some(at) => {
+                let address = at.value.parse::<SocketAddr>().ok();
+                if address.is_none() {
+                    self.push(
+                        Problem::error(format!("`{}` is no address to listen on", crate::read::shown(&at.value)))
+                            .at(&at.span, "write it like \"127.0.0.1:9790\", or \"off\""),
+                    );
+                }
+                address
+            }
+        };
+        let denied_log_rate = match &router.denied_log_rate {
+            None => DEFAULT_LOG_RATE,
+            Some(at) => self.number(at, 1..=100_000, "the rate of logged denials").unwrap_or(DEFAULT_LOG_RATE),
+        };
+        let named =
+            |check: &mut Self, at: &At<PolicyName>| check.policy_known(&at.value, &at.span).then(|| at.value.clone());
+        let default_policy = match (&router.default_policy, self.file.policies.as_slice()) {
+            (Some(at), _) => named(self, at),
+            (None, [only]) => Some(only.name.value.clone()),
+            (None, _) => {
+                if let Some(wan) = self.file.wans.first() {
+                    self.push(
+                        Problem::error("no policy says which lines traffic takes")
+                            .at(&router.span, "`default_policy` is missing in [router]")
+                            .at(&wan.name.span, "needed because there is a WAN")
+                            .help("write `default_policy = \"NAME\"` with the name of a [policy.NAME]"),
+                    );
+                }
+                None
+            }
+        };
+        let own_policy = match &router.own_policy {
+            Some(at) => named(self, at),
+            None => default_policy.clone(),
+        };
+        model::Router { metrics, default_policy, own_policy, denied_log_rate }
+    }
+}
+
+/// A name that nothing declares: a problem with the nearest that is.
+fn undeclared(name: &str, span: &Span, kind: &str, section: &str, known: &BTreeMap<&str, &Span>) -> Option<Problem> {
+    if known.contains_key(name) {
+        return None;
+    }
+    let near = nearest(name, known.keys().copied());
+    let label = near.map_or_else(|| "used here".to_owned(), |near| format!("did you mean `{near}`?"));
+    let help = match near {
+        Some(near) => format!("write \"{near}\", or declare [{section}.{name}]"),
+        None => format!("declare [{section}.{name}], or write the name of one that is declared"),
+    };
+    Some(Problem::error(format!("{kind} `{name}` is used here but not declared")).at(span, label).help(help))
+}
+
+fn merged_ports(specs: &[At<crate::file::PortSpec>]) -> PortSet {
+    let mut ports = PortSet::default();
+    for spec in specs {
+        ports.merge(&spec.value.0);
+    }
+    ports
+}
+
+/// Names with a meaning of their own in cells and asserts.
+const RESERVED: [&str; 4] = ["internet", "router", "all", "any"];
+const DEFAULT_METRICS: &str = "127.0.0.1:9790";
+const DEFAULT_LOG_RATE: u32 = 50;
+
+type Seen<T> = BTreeMap<T, Span>;
+type Set<T> = BTreeSet<T>;
