@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use self::packet::{Headers, Transport};
+use crate::status::zone_behind;
 
 /// One message of our nflog group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -207,11 +208,7 @@ fn kind(prefix: &str) -> Option<(Kind, Option<Line>)> {
 
 /// The interface tells the zone; without one, the address does.
 fn zone(config: &Config, interface: Option<&IfName>, address: IpAddr, own: &str) -> String {
-    let by_interface = interface.map(|interface| {
-        let vlan = config.vlans.values().find(|vlan| vlan.interface == *interface).map(|vlan| vlan.name.to_string());
-        let wan = || config.wans.values().find(|wan| wan.interface == *interface).map(|wan| wan.name.to_string());
-        vlan.or_else(wan).unwrap_or_else(|| interface.to_string())
-    });
+    let by_interface = interface.map(|interface| zone_behind(config, interface));
     by_interface.unwrap_or_else(|| {
         if is_router(config, address) {
             return "router".to_owned();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU8;
+use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
@@ -10,6 +11,13 @@ use config::model::{
     PortSet, Probing, Router, Target, TargetKind, Vlan, Wan,
 };
 use config::units::{Family, Line, PolicyId, Tier, VlanId, WanId, Weight};
+use mwan::Time;
+use mwan::decide::Decision;
+use mwan::event::Health;
+use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, WanStatus};
+
+use crate::ask::{Applies, View};
+use crate::counters::{Count, Counters};
 
 pub(crate) fn config() -> Config {
     let vlans = [vlan("dev", 50, Internet::None, 10), vlan("compute", 60, Internet::Sets(BTreeSet::new()), 20)];
@@ -129,5 +137,103 @@ fn policy() -> Policy {
         kick: Kick::All,
         comment: String::new(),
         line: Line(60),
+    }
+}
+
+/// wan1 is up, wan2 is down and drained.
+pub(crate) fn view() -> View {
+    let now = Time::from_micros(7_500_000_000);
+    let mut up = line(Health::Up, 100.0, Some(Duration::from_micros(12_340)));
+    up.gateway_mac = Some([2, 0, 0, 0, 0, 1]);
+    let mut down = line(Health::Down, 0.0, None);
+    down.since = now - Duration::from_secs(14);
+    down.why = "1 of 1 targets silent: icmp 198.51.100.1".to_owned();
+    down.failovers = 3;
+    let uses = BTreeMap::from([(Family::V4, vec![LineUse { wan: "wan1".parse().unwrap(), buckets: 256 }])]);
+    View {
+        config: Some(Arc::new(config())),
+        text: Arc::from("[site]\n"),
+        wanted: None,
+        snapshot: Snapshot {
+            now,
+            settled: true,
+            wans: vec![wan_status("wan1", 1, false, up), wan_status("wan2", 2, true, down)],
+            policies: vec![PolicyStatus {
+                name: "balanced".parse().unwrap(),
+                uses,
+                last_resort_active: BTreeMap::new(),
+            }],
+            isp_outage: BTreeMap::new(),
+        },
+        decision: Decision::default(),
+        applies: Applies {
+            succeeded: 4,
+            failed: 1,
+            drift_repaired: 2,
+            failing: None,
+            waiting: vec!["port lan3: no interface at PCI 0000:03:00, function 2".to_owned()],
+        },
+    }
+}
+
+pub(crate) fn counters() -> Counters {
+    let pair = |from: &str, to: &str| (from.parse().unwrap(), to.parse().unwrap());
+    let wan = |id| WanId::new(id).unwrap();
+    Counters {
+        denied: BTreeMap::from([(pair("vlan50", "vlan60"), Count { packets: 42, bytes: 2520 })]),
+        allowed: BTreeMap::from([
+            (pair("vlan60", "vlan50"), Count { packets: 7, bytes: 420 }),
+            (pair("vlan60", "wan1"), Count { packets: 1200, bytes: 72_000 }),
+        ]),
+        invalid: BTreeMap::from([(pair("vlan60", "wan1"), Count { packets: 3, bytes: 120 })]),
+        denied_input: BTreeMap::from([("vlan50".parse().unwrap(), Count { packets: 9, bytes: 540 })]),
+        spoofed: BTreeMap::from([("vlan50".parse().unwrap(), Count { packets: 1, bytes: 60 })]),
+        chosen: BTreeMap::from([(wan(1), Count { packets: 1200, bytes: 72_000 })]),
+        flows: BTreeMap::from([((wan(1), Family::V4), 118)]),
+    }
+}
+
+fn wan_status(name: &str, id: u8, drained: bool, line: LineStatus) -> WanStatus {
+    WanStatus {
+        name: name.parse().unwrap(),
+        id: WanId::new(id).unwrap(),
+        interface: name.parse().unwrap(),
+        carrier: true,
+        drained,
+        fail_test_until: None,
+        families: BTreeMap::from([(Family::V4, line)]),
+    }
+}
+
+fn line(health: Health, share: f64, rtt: Option<Duration>) -> LineStatus {
+    LineStatus {
+        health,
+        since: Time::ZERO,
+        why: "1 of 1 targets answer".to_owned(),
+        usable: rtt.is_some(),
+        share,
+        flaps: 0,
+        hold_until: None,
+        failovers: 0,
+        probes_sent: 100,
+        probes_lost: 0,
+        targets: vec![TargetStatus {
+            target: "icmp 198.51.100.1".to_owned(),
+            index: 0,
+            up: Some(rtt.is_some()),
+            bad: false,
+            degraded: false,
+            sent: 100,
+            answered: 100,
+            lost: 0,
+            late: 0,
+            rtt_last: rtt,
+            rtt_mean: rtt,
+            rtt_min: rtt,
+            rtt_max: rtt,
+            jitter: rtt.map(|rtt| rtt / 10),
+            loss_pct: if rtt.is_some() { 0.0 } else { 100.0 },
+        }],
+        gateway_mac: None,
     }
 }

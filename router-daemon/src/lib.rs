@@ -9,3 +9,4 @@ mod fixture;
 pub mod kernel;
 pub mod probe;
 mod resolve;
+pub mod status;

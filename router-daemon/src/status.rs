@@ -1,0 +1,509 @@
+//! The router at one moment, for people and programs: the answer to `status` and the source of every metric. The
+//! fields of [`Status`] are part of version 1 of the API; units stand in their names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use config::Config;
+use config::model::{LastResort, Wan};
+use config::units::{Family, IfName};
+use mwan::event::Health;
+use mwan::router::{LineStatus, WanStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::ask::{Applies, View};
+use crate::counters::Counters;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// `None` before the first config.
+    pub site: Option<String>,
+    /// SHA-256 of the site file in force.
+    pub digest: Option<String>,
+    /// Every line has been judged since start.
+    pub settled: bool,
+    /// The families in which most lines were lost together: flows are frozen, not killed.
+    pub isp_outage: BTreeSet<Family>,
+    pub wans: Vec<WanLine>,
+    pub policies: Vec<PolicyLine>,
+    pub vlans: Vec<VlanLine>,
+    pub cells: Vec<CellCount>,
+    pub applies: Applies,
+    /// Why the counters are missing, when they are.
+    pub counters_missing: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WanLine {
+    pub name: String,
+    pub interface: String,
+    pub carrier: bool,
+    pub drained: bool,
+    /// A fail test runs for this long yet.
+    pub fail_test_seconds: Option<f64>,
+    pub weight: u8,
+    /// The weight's part of all lines' weights.
+    pub weight_ratio: f64,
+    /// Live flows.
+    pub flows: u64,
+    /// Flows begun since our table was first loaded.
+    pub new_flows: u64,
+    pub families: Vec<FamilyLine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FamilyLine {
+    pub family: Family,
+    pub state: Health,
+    /// Flows may be sent here.
+    pub usable: bool,
+    pub since_seconds: f64,
+    pub why: String,
+    /// The part of the default policy's new flows it gets, 0 to 1.
+    pub share_ratio: f64,
+    pub flows: u64,
+    pub failovers: u64,
+    /// Over the targets that count; `None` while nothing was measured.
+    pub rtt_seconds: Option<f64>,
+    pub jitter_seconds: Option<f64>,
+    pub loss_ratio: Option<f64>,
+    /// The hold time ends in this long.
+    pub hold_seconds: Option<f64>,
+    pub gateway_mac: Option<String>,
+    pub targets: Vec<TargetLine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TargetLine {
+    pub target: String,
+    pub up: Option<bool>,
+    /// Fails on every line: not counted.
+    pub bad: bool,
+    pub rtt_seconds: Option<f64>,
+    pub jitter_seconds: Option<f64>,
+    pub loss_ratio: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyLine {
+    pub name: String,
+    pub families: Vec<PolicyFamily>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyFamily {
+    pub family: Family,
+    pub uses: Vec<LineShare>,
+    /// What new flows meet while no line is usable.
+    pub last_resort: Option<LastResort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LineShare {
+    pub wan: String,
+    pub share_ratio: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VlanLine {
+    pub name: String,
+    pub id: u16,
+    pub interface: String,
+    /// Forwarded from here.
+    pub allowed_flows: u64,
+    /// Forwarded from here, and refused.
+    pub denied_packets: u64,
+    pub denied_input_packets: u64,
+    pub spoofed_packets: u64,
+}
+
+/// What passed and what did not between two zones. Only pairs that counted something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellCount {
+    pub from: String,
+    pub to: String,
+    pub allowed_flows: u64,
+    pub denied_packets: u64,
+    pub denied_bytes: u64,
+    pub invalid_packets: u64,
+}
+
+/// Puts the names to the numbers.
+pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
+    let none = Counters::default();
+    let counted = counters.as_ref().unwrap_or(&none);
+    let mut status = Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        site: None,
+        digest: None,
+        settled: view.snapshot.settled,
+        isp_outage: view.snapshot.isp_outage.iter().filter(|(_, outage)| **outage).map(|(family, _)| *family).collect(),
+        wans: Vec::new(),
+        policies: Vec::new(),
+        vlans: Vec::new(),
+        cells: Vec::new(),
+        applies: view.applies.clone(),
+        counters_missing: counters.as_ref().err().cloned(),
+    };
+    if let Some(config) = &view.config {
+        status.site = Some(config.site.clone());
+        status.digest = Some(config.digest.clone());
+        status.wans = view
+            .snapshot
+            .wans
+            .iter()
+            .filter_map(|wan| Some(wan_line(view, config, config.wans.get(&wan.name)?, wan, counted)))
+            .collect();
+        status.policies = policies(view, config);
+        status.vlans = vlans(config, counted);
+        status.cells = cells(config, counted);
+    }
+    status
+}
+
+fn wan_line(view: &View, config: &Config, wan: &Wan, status: &WanStatus, counters: &Counters) -> WanLine {
+    let now = view.snapshot.now;
+    let weights = config.wans.values().map(|wan| f64::from(wan.weight.get())).sum::<f64>();
+    let families = status.families.iter().map(|(family, line)| FamilyLine {
+        family: *family,
+        state: line.health,
+        usable: line.usable,
+        since_seconds: now.since(line.since).as_secs_f64(),
+        why: line.why.clone(),
+        share_ratio: line.share / 100.0,
+        flows: counters.flows.get(&(wan.id, *family)).copied().unwrap_or_default(),
+        failovers: line.failovers,
+        rtt_seconds: mean(counted(line).filter_map(|target| target.rtt_mean).map(|rtt| rtt.as_secs_f64())),
+        jitter_seconds: mean(counted(line).filter_map(|target| target.jitter).map(|jitter| jitter.as_secs_f64())),
+        loss_ratio: mean(counted(line).filter(|target| target.sent > 0).map(|target| target.loss_pct / 100.0)),
+        hold_seconds: line.hold_until.map(|until| until.since(now).as_secs_f64()),
+        gateway_mac: line.gateway_mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
+        targets: line
+            .targets
+            .iter()
+            .map(|target| TargetLine {
+                target: target.target.clone(),
+                up: target.up,
+                bad: target.bad,
+                rtt_seconds: target.rtt_mean.map(|rtt| rtt.as_secs_f64()),
+                jitter_seconds: target.jitter.map(|jitter| jitter.as_secs_f64()),
+                loss_ratio: target.loss_pct / 100.0,
+            })
+            .collect(),
+    });
+    WanLine {
+        name: wan.name.to_string(),
+        interface: wan.interface.to_string(),
+        carrier: status.carrier,
+        drained: status.drained,
+        fail_test_seconds: status
+            .fail_test_until
+            .filter(|until| *until > now)
+            .map(|until| until.since(now).as_secs_f64()),
+        weight: wan.weight.get(),
+        weight_ratio: f64::from(wan.weight.get()) / weights,
+        flows: counters.flows_of(wan.id),
+        new_flows: counters.chosen.get(&wan.id).map_or(0, |count| count.packets),
+        families: families.collect(),
+    }
+}
+
+/// The targets that count towards the line's health.
+fn counted(line: &LineStatus) -> impl Iterator<Item = &mwan::router::TargetStatus> {
+    line.targets.iter().filter(|target| !target.bad)
+}
+
+fn policies(view: &View, config: &Config) -> Vec<PolicyLine> {
+    let families = |policy: &mwan::router::PolicyStatus| {
+        let stands = |family: &Family| policy.last_resort_active.get(family).copied().unwrap_or_default();
+        let line = |(family, uses): (&Family, &Vec<mwan::router::LineUse>)| PolicyFamily {
+            family: *family,
+            uses: uses
+                .iter()
+                .map(|used| LineShare {
+                    wan: used.wan.to_string(),
+                    share_ratio: f64::from(used.buckets) / mwan::state::BUCKETS as f64,
+                })
+                .collect(),
+            last_resort: config.policies.get(&policy.name).filter(|_| stands(family)).map(|policy| policy.last_resort),
+        };
+        policy.uses.iter().map(line).collect()
+    };
+    let policies = view.snapshot.policies.iter();
+    policies.map(|policy| PolicyLine { name: policy.name.to_string(), families: families(policy) }).collect()
+}
+
+fn vlans(config: &Config, counters: &Counters) -> Vec<VlanLine> {
+    let mut vlans = config.vlans.values().collect::<Vec<_>>();
+    vlans.sort_by_key(|vlan| vlan.id);
+    vlans
+        .into_iter()
+        .map(|vlan| {
+            let of_pairs = |pairs: &BTreeMap<(IfName, IfName), crate::counters::Count>| {
+                pairs.iter().filter(|((from, _), _)| *from == vlan.interface).map(|(_, count)| count.packets).sum()
+            };
+            let of_interface = |counts: &BTreeMap<IfName, crate::counters::Count>| {
+                counts.get(&vlan.interface).map_or(0, |count| count.packets)
+            };
+            VlanLine {
+                name: vlan.name.to_string(),
+                id: vlan.id.get(),
+                interface: vlan.interface.to_string(),
+                allowed_flows: of_pairs(&counters.allowed),
+                denied_packets: of_pairs(&counters.denied),
+                denied_input_packets: of_interface(&counters.denied_input),
+                spoofed_packets: of_interface(&counters.spoofed),
+            }
+        })
+        .collect()
+}
+
+fn cells(config: &Config, counters: &Counters) -> Vec<CellCount> {
+    let pairs = counters.allowed.keys().chain(counters.denied.keys()).chain(counters.invalid.keys());
+    pairs
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .map(|pair| CellCount {
+            from: zone_behind(config, &pair.0),
+            to: zone_behind(config, &pair.1),
+            allowed_flows: counters.allowed.get(pair).map_or(0, |count| count.packets),
+            denied_packets: counters.denied.get(pair).map_or(0, |count| count.packets),
+            denied_bytes: counters.denied.get(pair).map_or(0, |count| count.bytes),
+            invalid_packets: counters.invalid.get(pair).map_or(0, |count| count.packets),
+        })
+        .collect()
+}
+
+/// The VLAN or WAN behind an interface; the interface's own name where there is neither.
+pub(crate) fn zone_behind(config: &Config, interface: &IfName) -> String {
+    let vlan = config.vlans.values().find(|vlan| vlan.interface == *interface).map(|vlan| vlan.name.to_string());
+    let wan = || config.wans.values().find(|wan| wan.interface == *interface).map(|wan| wan.name.to_string());
+    vlan.or_else(wan).unwrap_or_else(|| interface.to_string())
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0.0), |(sum, count), value| (sum + value, count + 1.0));
+    (count > 0.0).then(|| sum / count)
+}
+
+/// The page `routerctl status` shows; 80 columns.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Some(site), Some(digest)) = (&self.site, &self.digest) else {
+            writeln!(f, "no configuration is in force: apply one with `routerctl apply FILE`")?;
+            return self.troubles(f);
+        };
+        let up = self.wans.iter().filter(|wan| wan.families.iter().any(|line| line.usable)).count();
+        let short = digest.get(..12).unwrap_or(digest);
+        writeln!(f, "{site}: {up} of {} lines usable, config {short}, routerd {}", self.wans.len(), self.version)?;
+        self.troubles(f)?;
+        self.wan_table(f)?;
+        self.policy_table(f)?;
+        self.vlan_table(f)
+    }
+}
+
+impl Status {
+    fn troubles(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.settled && self.site.is_some() {
+            writeln!(f, "  not every line has been judged since start")?;
+        }
+        for family in &self.isp_outage {
+            writeln!(f, "  ISP outage ({family}): most lines were lost together; flows are frozen, not killed")?;
+        }
+        if let Some(why) = &self.applies.failing {
+            writeln!(f, "  the last apply failed: {why}")?;
+        }
+        for waiting in &self.applies.waiting {
+            writeln!(f, "  waiting: {waiting}")?;
+        }
+        if self.applies.drift_repaired > 0 {
+            writeln!(f, "  changed by somebody else and put right: {} times", self.applies.drift_repaired)?;
+        }
+        if let Some(why) = &self.counters_missing {
+            writeln!(f, "  counters cannot be read: {why}")?;
+        }
+        Ok(())
+    }
+
+    fn wan_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.wans.is_empty() {
+            return Ok(());
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:<12} {:<4} {:<12} {:>7} {:>6} {:>7} {:>6} {:>7} {:>7}",
+            "WAN", "", "STATE", "RTT", "LOSS", "JITTER", "SHARE", "FLOWS", "SINCE"
+        )?;
+        for wan in &self.wans {
+            for (place, line) in wan.families.iter().enumerate() {
+                let name = if place == 0 { wan.name.as_str() } else { "" };
+                writeln!(
+                    f,
+                    "{:<12} {} {} {:<10} {:>7} {:>6} {:>7} {:>6} {:>7} {:>7}",
+                    cut(name, 12),
+                    line.family,
+                    glyph(line.state),
+                    line.state.word(),
+                    line.rtt_seconds.map_or_else(|| "-".to_owned(), short_time),
+                    line.loss_ratio.map_or_else(|| "-".to_owned(), percent),
+                    line.jitter_seconds.map_or_else(|| "-".to_owned(), short_time),
+                    percent(line.share_ratio),
+                    line.flows,
+                    span(line.since_seconds),
+                )?;
+                if line.state != Health::Up && !line.why.is_empty() {
+                    writeln!(f, "{:<17} {}", "", line.why)?;
+                }
+                if let Some(hold) = line.hold_seconds {
+                    writeln!(f, "{:<17} used again in {} if it stays good", "", span(hold))?;
+                }
+                for target in line.targets.iter().filter(|target| target.bad) {
+                    writeln!(f, "{:<17} {} fails on every line and is not counted", "", target.target)?;
+                }
+            }
+            if wan.drained {
+                writeln!(f, "{:<17} drained: existing flows stay, no further ones", "")?;
+            }
+            if let Some(rest) = wan.fail_test_seconds {
+                writeln!(f, "{:<17} fail test for {} more", "", span(rest))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn policy_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.policies.is_empty() {
+            return Ok(());
+        }
+        writeln!(f)?;
+        writeln!(f, "{:<17} {:<4} USES", "POLICY", "")?;
+        for policy in &self.policies {
+            for (place, family) in policy.families.iter().enumerate() {
+                let name = if place == 0 { policy.name.as_str() } else { "" };
+                let mut uses = String::new();
+                for used in &family.uses {
+                    let separator = if uses.is_empty() { "" } else { ", " };
+                    write!(uses, "{separator}{} {}", used.wan, percent(used.share_ratio))?;
+                }
+                match family.last_resort {
+                    Some(LastResort::Unreachable) => uses.push_str("no line: answers \"unreachable\""),
+                    Some(LastResort::Blackhole) => uses.push_str("no line: drops silently"),
+                    Some(LastResort::Any) => uses.push_str(" (last resort: any line that is up)"),
+                    None => {}
+                }
+                writeln!(f, "{:<17} {} {}", cut(name, 17), family.family, uses.trim())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn vlan_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.vlans.is_empty() {
+            return Ok(());
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:<17} {:>4} {:>13} {:>13} {:>15} {:>11}",
+            "VLAN", "ID", "ALLOWED FLOWS", "DENIED", "DENIED TO SELF", "SPOOFED"
+        )?;
+        for vlan in &self.vlans {
+            writeln!(
+                f,
+                "{:<17} {:>4} {:>13} {:>13} {:>15} {:>11}",
+                cut(&vlan.name, 17),
+                vlan.id,
+                vlan.allowed_flows,
+                vlan.denied_packets,
+                vlan.denied_input_packets,
+                vlan.spoofed_packets
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn glyph(state: Health) -> char {
+    match state {
+        Health::Unknown => '?',
+        Health::Up => '●',
+        Health::Degraded => '◐',
+        Health::Held => '◔',
+        Health::Down => '✖',
+        Health::NoCarrier => '○',
+    }
+}
+
+/// `12.3ms`, `1.20s`.
+fn short_time(seconds: f64) -> String {
+    if seconds < 0.01 {
+        format!("{:.2}ms", seconds * 1e3)
+    } else if seconds < 1.0 {
+        format!("{:.1}ms", seconds * 1e3)
+    } else {
+        format!("{seconds:.2}s")
+    }
+}
+
+/// `14s`, `5m12s`, `2h05m`, `3d04h`.
+pub fn span(seconds: f64) -> String {
+    let seconds = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+fn percent(ratio: f64) -> String {
+    format!("{:.0}%", ratio * 100.0)
+}
+
+fn cut(text: &str, width: usize) -> &str {
+    text.get(..width).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn the_page_reads_well_on_80_columns() {
+        let page = of(&fixture::view(), &Ok(fixture::counters())).to_string();
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+        insta::assert_snapshot!(page);
+    }
+
+    #[test]
+    fn before_the_first_config_the_page_says_what_to_do() {
+        let view = View { config: None, ..fixture::view() };
+        insta::assert_snapshot!(of(&view, &Err("no table of ours".to_owned())).to_string());
+    }
+
+    #[test]
+    fn the_fields_of_version_1_are_these() {
+        insta::assert_json_snapshot!(of(&fixture::view(), &Ok(fixture::counters())));
+    }
+
+    #[test]
+    fn a_bad_target_does_not_count_in_the_lines_numbers() {
+        let mut view = fixture::view();
+        let line = view.snapshot.wans[0].families.get_mut(&Family::V4).unwrap();
+        line.targets.push(mwan::router::TargetStatus { bad: true, loss_pct: 100.0, ..line.targets[0].clone() });
+        let status = of(&view, &Ok(Counters::default()));
+        assert_eq!(status.wans[0].families[0].loss_ratio, Some(0.0));
+        assert!(status.to_string().contains("fails on every line and is not counted"));
+    }
+
+    #[test]
+    fn spans_are_told_in_two_units() {
+        let told = [5.9, 75.0, 7500.0, 273_600.0].map(span);
+        assert_eq!(told, ["5s", "1m15s", "2h05m", "3d04h"]);
+    }
+}
