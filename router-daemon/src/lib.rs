@@ -9,4 +9,5 @@ mod fixture;
 pub mod kernel;
 pub mod probe;
 mod resolve;
+pub mod metrics;
 pub mod status;

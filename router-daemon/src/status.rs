@@ -13,7 +13,7 @@ use mwan::router::{LineStatus, WanStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::ask::{Applies, View};
-use crate::counters::Counters;
+use crate::counters::{Count, Counters};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -30,6 +30,9 @@ pub struct Status {
     pub policies: Vec<PolicyLine>,
     pub vlans: Vec<VlanLine>,
     pub cells: Vec<CellCount>,
+    /// Packets to the router itself that it does not take, by VLAN or WAN.
+    pub denied_input: BTreeMap<String, u64>,
+    pub spoofed: BTreeMap<String, u64>,
     pub applies: Applies,
     /// Why the counters are missing, when they are.
     pub counters_missing: Option<String>,
@@ -144,6 +147,8 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         policies: Vec::new(),
         vlans: Vec::new(),
         cells: Vec::new(),
+        denied_input: BTreeMap::new(),
+        spoofed: BTreeMap::new(),
         applies: view.applies.clone(),
         counters_missing: counters.as_ref().err().cloned(),
     };
@@ -159,6 +164,11 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         status.policies = policies(view, config);
         status.vlans = vlans(config, counted);
         status.cells = cells(config, counted);
+        let by_zone = |counts: &BTreeMap<IfName, Count>| {
+            counts.iter().map(|(interface, count)| (zone_behind(config, interface), count.packets)).collect()
+        };
+        status.denied_input = by_zone(&counted.denied_input);
+        status.spoofed = by_zone(&counted.spoofed);
     }
     status
 }
@@ -222,10 +232,7 @@ fn policies(view: &View, config: &Config) -> Vec<PolicyLine> {
             family: *family,
             uses: uses
                 .iter()
-                .map(|used| LineShare {
-                    wan: used.wan.to_string(),
-                    share_ratio: f64::from(used.buckets) / mwan::state::BUCKETS as f64,
-                })
+                .map(|used| LineShare { wan: used.wan.to_string(), share_ratio: f64::from(used.buckets) / BUCKETS })
                 .collect(),
             last_resort: config.policies.get(&policy.name).filter(|_| stands(family)).map(|policy| policy.last_resort),
         };
@@ -241,12 +248,11 @@ fn vlans(config: &Config, counters: &Counters) -> Vec<VlanLine> {
     vlans
         .into_iter()
         .map(|vlan| {
-            let of_pairs = |pairs: &BTreeMap<(IfName, IfName), crate::counters::Count>| {
+            let of_pairs = |pairs: &BTreeMap<(IfName, IfName), Count>| {
                 pairs.iter().filter(|((from, _), _)| *from == vlan.interface).map(|(_, count)| count.packets).sum()
             };
-            let of_interface = |counts: &BTreeMap<IfName, crate::counters::Count>| {
-                counts.get(&vlan.interface).map_or(0, |count| count.packets)
-            };
+            let of_interface =
+                |counts: &BTreeMap<IfName, Count>| counts.get(&vlan.interface).map_or(0, |count| count.packets);
             VlanLine {
                 name: vlan.name.to_string(),
                 id: vlan.id.get(),
@@ -467,6 +473,10 @@ fn percent(ratio: f64) -> String {
 fn cut(text: &str, width: usize) -> &str {
     text.get(..width).unwrap_or(text)
 }
+
+/// How many buckets a policy has.
+#[expect(clippy::cast_precision_loss, reason = "a small constant")]
+const BUCKETS: f64 = mwan::state::BUCKETS as f64;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,621 @@
+//! What Prometheus reads: every number of [`Status`] under a name of ours, in OpenMetrics or in the Prometheus text
+//! format, whichever the scraper asks for. The four `node_mwan3_interface_*` names are aliases with the meaning
+//! OpenWrt's exporter gives them, so that its dashboards and alerts go on working.
+//!
+//! [`serve`] owns the listener; it moves with `router.metrics` of the site file. Everything is computed at the
+//! scrape; between scrapes nothing runs.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use config::units::Family as IpFamily;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, CONTENT_TYPE};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mwan::event::Health;
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::status::{Status, WanLine};
+
+/// The two ways of writing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    OpenMetrics,
+    /// The text format 0.0.4 of Prometheus.
+    Text,
+}
+
+impl Format {
+    /// What an `Accept` header asks for; the text format unless it names OpenMetrics.
+    pub fn accepted(header: Option<&str>) -> Self {
+        let names_it = |header: &str| header.split(',').any(|kind| kind.trim().starts_with(OPENMETRICS));
+        if header.is_some_and(names_it) { Self::OpenMetrics } else { Self::Text }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// All metrics of one moment.
+pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
+    let mut page = Page::default();
+    about(&mut page, status);
+    lines(&mut page, status);
+    // A counter that reads zero for a moment looks like a restart to Prometheus: better none.
+    if status.counters_missing.is_none() {
+        flows(&mut page, status);
+        matrix(&mut page, status);
+    }
+    mwan3(&mut page, status);
+    let mut openmetrics = String::new();
+    text::encode(&mut openmetrics, &page.0)?;
+    let openmetrics = in_order(&openmetrics);
+    Ok(match format {
+        Format::OpenMetrics => openmetrics,
+        Format::Text => as_text(&openmetrics),
+    })
+}
+
+fn about(page: &mut Page, status: &Status) {
+    page.gauges(
+        "quadway_build_info",
+        "The version of routerd; always 1",
+        [(vec![("version", status.version.clone())], 1.0)],
+    );
+    let config = status.site.iter().zip(&status.digest);
+    page.gauges(
+        "quadway_config_info",
+        "The site file in force, by its SHA-256; always 1",
+        config.map(|(site, digest)| (vec![("digest", digest.clone()), ("site", site.clone())], 1.0)),
+    );
+    let applies = &status.applies;
+    page.counters(
+        "quadway_applies",
+        "Site files and changes of state carried into the kernel, by result",
+        [("succeeded", applies.succeeded), ("failed", applies.failed)]
+            .map(|(result, count)| (vec![("result", result.to_owned())], count)),
+    );
+    page.counters(
+        "quadway_drift_repairs",
+        "Times the kernel was found changed by somebody else and put right",
+        [(vec![], applies.drift_repaired)],
+    );
+    page.gauges(
+        "quadway_isp_outage",
+        "1 while most lines of a family were lost together",
+        IpFamily::ALL.map(|family| (vec![family_label(family)], truth(status.isp_outage.contains(&family)))),
+    );
+}
+
+fn lines(page: &mut Page, status: &Status) {
+    let each = || {
+        status.wans.iter().flat_map(|wan| {
+            wan.families.iter().map(move |line| (vec![("wan", wan.name.clone()), family_label(line.family)], line))
+        })
+    };
+    page.gauges(
+        "quadway_wan_up",
+        "1 if flows may be sent by this line",
+        each().map(|(of, line)| (of, truth(line.usable))),
+    );
+    page.gauges(
+        "quadway_wan_state",
+        "1 for the state the line is in, 0 for the others",
+        each().flat_map(|(of, line)| {
+            STATES.map(|state| {
+                let mut of = of.clone();
+                of.push(("state", state.word().to_owned()));
+                (of, truth(line.state == state))
+            })
+        }),
+    );
+    page.gauges(
+        "quadway_wan_state_age_seconds",
+        "How long the line has been in its state",
+        each().map(|(of, line)| (of, line.since_seconds)),
+    );
+    page.gauges(
+        "quadway_wan_share_ratio",
+        "The part of the default policy's new flows the line gets",
+        each().map(|(of, line)| (of, line.share_ratio)),
+    );
+    page.counters("quadway_wan_failovers", "Times the line was lost", each().map(|(of, line)| (of, line.failovers)));
+    let targets = || {
+        each().flat_map(|(of, line)| {
+            line.targets.iter().map(move |target| {
+                let mut of = of.clone();
+                of.push(("target", target.target.clone()));
+                (of, target)
+            })
+        })
+    };
+    page.gauges(
+        "quadway_wan_rtt_seconds",
+        "Mean round-trip time of a probe target over its window",
+        targets().filter_map(|(of, target)| Some((of, target.rtt_seconds?))),
+    );
+    page.gauges(
+        "quadway_wan_jitter_seconds",
+        "Smoothed difference of successive round-trip times (RFC 3550)",
+        targets().filter_map(|(of, target)| Some((of, target.jitter_seconds?))),
+    );
+    page.gauges(
+        "quadway_wan_loss_ratio",
+        "Part of the window's probes that were lost",
+        targets().map(|(of, target)| (of, target.loss_ratio)),
+    );
+    let of = |wan: &WanLine| vec![("wan", wan.name.clone())];
+    page.gauges(
+        "quadway_wan_weight_ratio",
+        "The line's part of all lines' weights",
+        status.wans.iter().map(|wan| (of(wan), wan.weight_ratio)),
+    );
+    page.gauges(
+        "quadway_wan_drained",
+        "1 while an operator keeps further flows off the line",
+        status.wans.iter().map(|wan| (of(wan), truth(wan.drained))),
+    );
+}
+
+fn flows(page: &mut Page, status: &Status) {
+    let each = status.wans.iter().flat_map(|wan| wan.families.iter().map(move |line| (wan, line)));
+    page.gauges(
+        "quadway_wan_flows",
+        "Live flows on the line",
+        each.map(|(wan, line)| {
+            #[expect(clippy::cast_precision_loss, reason = "a flow count stays far below 2^52")]
+            let flows = line.flows as f64;
+            (vec![("wan", wan.name.clone()), family_label(line.family)], flows)
+        }),
+    );
+    page.counters(
+        "quadway_wan_new_flows",
+        "Flows begun on the line",
+        status.wans.iter().map(|wan| (vec![("wan", wan.name.clone())], wan.new_flows)),
+    );
+}
+
+fn matrix(page: &mut Page, status: &Status) {
+    let cells = || status.cells.iter().map(|cell| (vec![("from", cell.from.clone()), ("to", cell.to.clone())], cell));
+    page.counters(
+        "quadway_cell_denied_packets",
+        "Forwarded packets no cell allows",
+        cells().map(|(of, cell)| (of, cell.denied_packets)),
+    );
+    page.counters(
+        "quadway_cell_denied_bytes",
+        "Bytes of forwarded packets no cell allows",
+        cells().map(|(of, cell)| (of, cell.denied_bytes)),
+    );
+    page.counters(
+        "quadway_cell_allowed_flows",
+        "Forwarded flows a cell allowed to begin",
+        cells().map(|(of, cell)| (of, cell.allowed_flows)),
+    );
+    page.counters(
+        "quadway_cell_invalid_packets",
+        "Forwarded packets that belong to no connection",
+        cells().map(|(of, cell)| (of, cell.invalid_packets)),
+    );
+    let inputs = status.denied_input.iter();
+    page.counters(
+        "quadway_input_denied_packets",
+        "Packets to the router itself that it does not take",
+        inputs.map(|(from, count)| (vec![("from", from.clone())], *count)),
+    );
+    let spoofed = status.spoofed.iter();
+    page.counters(
+        "quadway_spoofed_packets",
+        "Packets whose source address does not belong where they came from",
+        spoofed.map(|(from, count)| (vec![("from", from.clone())], *count)),
+    );
+}
+
+/// A line counts as `up` for mwan3 if any family of it is, as mwan3 tells interfaces and not families.
+fn mwan3(page: &mut Page, status: &Status) {
+    let aliases: [(&str, &str, fn(&WanLine) -> bool); 4] = [
+        ("node_mwan3_interface_enabled", "Alias: the line takes part", |wan| !wan.drained),
+        ("node_mwan3_interface_up", "Alias: the line's interface has carrier", |wan| wan.carrier),
+        ("node_mwan3_interface_running", "Alias: the line is being watched", |wan| !wan.families.is_empty()),
+        ("node_mwan3_interface_status", "Alias: 1 if the line is online", |wan| {
+            wan.families.iter().any(|line| line.usable)
+        }),
+    ];
+    for (name, help, value) in aliases {
+        let of = |wan: &WanLine| vec![("interface", wan.name.clone())];
+        page.gauges(name, help, status.wans.iter().map(|wan| (of(wan), truth(value(wan)))));
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+#[derive(Debug, Default)]
+struct Page(Registry);
+
+impl Page {
+    fn gauges(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, f64)>) {
+        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).set(value);
+        }
+        self.register(name, help, family);
+    }
+
+    /// `_total` is added on writing.
+    fn counters(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (Labels, u64)>) {
+        let family = Family::<Labels, Counter>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).inc_by(value);
+        }
+        self.register(name, help, family);
+    }
+
+    /// Names carry their unit; the registry wants it apart, to declare it.
+    fn register(&mut self, name: &str, help: &str, metric: impl prometheus_client::registry::Metric) {
+        if let Some(name) = name.strip_suffix("_seconds") {
+            self.0.register_with_unit(name, help, Unit::Seconds, metric);
+        } else if let Some(name) = name.strip_suffix("_bytes") {
+            self.0.register_with_unit(name, help, Unit::Bytes, metric);
+        } else {
+            self.0.register(name, help, metric);
+        }
+    }
+}
+
+fn family_label(family: IpFamily) -> (&'static str, String) {
+    let word = match family {
+        IpFamily::V4 => "v4",
+        IpFamily::V6 => "v6",
+    };
+    ("family", word.to_owned())
+}
+
+fn truth(value: bool) -> f64 {
+    if value { 1.0 } else { 0.0 }
+}
+
+/// The registry keeps samples in no order of its own: the samples of each family, sorted, so that equal states give
+/// equal pages.
+fn in_order(page: &str) -> String {
+    let mut ordered = String::with_capacity(page.len());
+    let mut samples = Vec::new();
+    for line in page.lines() {
+        if !line.starts_with('#') {
+            samples.push(line.replacen("{} ", " ", 1));
+            continue;
+        }
+        samples.sort_unstable();
+        for line in samples.drain(..).chain([line.to_owned()]) {
+            ordered.push_str(&line);
+            ordered.push('\n');
+        }
+    }
+    ordered
+}
+
+/// OpenMetrics declares a counter without `_total`, the older format with it; and the older one knows neither
+/// units nor an end.
+fn as_text(openmetrics: &str) -> String {
+    let counters = openmetrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect::<std::collections::BTreeSet<_>>();
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let declared = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
+        match declared {
+            Some(("UNIT" | "EOF", _)) => continue,
+            None if line == "# EOF" => continue,
+            Some((word, rest)) => {
+                let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+                let total = if counters.contains(name) { "_total" } else { "" };
+                text.extend(["# ", word, " ", name, total, " ", rest]);
+            }
+            None => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Serves `/metrics` on whatever address `address` says, until `address`'s sender is gone. An address that cannot
+/// be bound is tried again; the daemon goes on without it.
+pub async fn serve<F, R>(mut address: watch::Receiver<Option<SocketAddr>>, status: F)
+where
+    F: Fn() -> R + Send + Sync + 'static,
+    R: Future<Output = Option<Status>> + Send + 'static,
+{
+    let status = Arc::new(status);
+    loop {
+        let wanted = *address.borrow_and_update();
+        let listener = match wanted {
+            Some(wanted) => match TcpListener::bind(wanted).await {
+                Ok(listener) => Some(listener),
+                Err(error) => {
+                    tracing::warn!(address = %wanted, %error, "metrics cannot be served there");
+                    None
+                }
+            },
+            None => None,
+        };
+        let changed = match (listener, wanted) {
+            (Some(listener), _) => {
+                tracing::info!(address = ?listener.local_addr().ok(), "serving metrics");
+                tokio::select! {
+                    never = accept(&listener, &status) => match never {},
+                    changed = address.changed() => changed,
+                }
+            }
+            (None, Some(_)) => tokio::time::timeout(BIND_AGAIN, address.changed()).await.unwrap_or(Ok(())),
+            (None, None) => address.changed().await,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+async fn accept<F, R>(listener: &TcpListener, status: &Arc<F>) -> std::convert::Infallible
+where
+    F: Fn() -> R + Send + Sync + 'static,
+    R: Future<Output = Option<Status>> + Send + 'static,
+{
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    // Dropped with this future: a moved listener ends its connections.
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "a scraper could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        let Ok(permit) = Arc::clone(&clients).try_acquire_owned() else {
+            tracing::debug!("too many scrapers at once");
+            continue;
+        };
+        let status = Arc::clone(status);
+        connections.spawn(async move {
+            let service = service_fn(move |request| answer(request, Arc::clone(&status)));
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(READ_TIMEOUT).max_buf_size(MAX_HEADERS);
+            let connection = http.serve_connection(TokioIo::new(stream), service);
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIFE, connection).await {
+                tracing::debug!(%error, "a scrape broke off");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn answer<F, R>(request: Request<Incoming>, status: Arc<F>) -> Result<Response<Full<Bytes>>, io::Error>
+where
+    F: Fn() -> R,
+    R: Future<Output = Option<Status>>,
+{
+    let format = Format::accepted(request.headers().get(ACCEPT).and_then(|header| header.to_str().ok()));
+    let (code, kind, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            match status().await.and_then(|status| encode(&status, format).ok()) {
+                Some(body) => (StatusCode::OK, format.content_type(), body),
+                None => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, "the router did not answer in time\n".to_owned()),
+            }
+        }
+        (&Method::GET | &Method::HEAD, _) => (StatusCode::NOT_FOUND, PLAIN, "metrics are at /metrics\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET\n".to_owned()),
+    };
+    Response::builder()
+        .status(code)
+        .header(CONTENT_TYPE, kind)
+        .body(Full::new(Bytes::from(body)))
+        .map_err(io::Error::other)
+}
+
+const OPENMETRICS: &str = "application/openmetrics-text";
+const PLAIN: &str = "text/plain; charset=utf-8";
+const CLIENTS: usize = 16;
+const MAX_HEADERS: usize = 16 * 1024;
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTION_LIFE: Duration = Duration::from_mins(5);
+const BIND_AGAIN: Duration = Duration::from_secs(5);
+const STATES: [Health; 6] =
+    [Health::Unknown, Health::Up, Health::Degraded, Health::Held, Health::Down, Health::NoCarrier];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::{fixture, status};
+
+    #[test]
+    fn the_names_and_labels_are_pinned() {
+        insta::assert_snapshot!(encode(&fixture_status(), Format::OpenMetrics).unwrap());
+    }
+
+    #[test]
+    fn both_formats_pass_a_strict_reader_and_say_the_same() {
+        let openmetrics = strictly(&encode(&fixture_status(), Format::OpenMetrics).unwrap(), Format::OpenMetrics);
+        let text = strictly(&encode(&fixture_status(), Format::Text).unwrap(), Format::Text);
+        assert_eq!(openmetrics, text);
+        assert!(openmetrics.contains_key("quadway_cell_denied_bytes_total{from=\"dev\",to=\"compute\"}"));
+        assert!(openmetrics.contains_key("node_mwan3_interface_status{interface=\"wan1\"}"));
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let page = encode(&fixture_status(), Format::Text).unwrap();
+        for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert!(name.starts_with("quadway_") || name.starts_with("node_mwan3_interface_"), "{name}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            assert!(!["_ms", "_percent", "_millis"].iter().any(|unit| name.ends_with(unit)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_site_name_full_of_quotes_does_not_break_the_page() {
+        let mut status = fixture_status();
+        status.site = Some("a\"b\\c\nd".to_owned());
+        strictly(&encode(&status, Format::Text).unwrap(), Format::Text);
+        strictly(&encode(&status, Format::OpenMetrics).unwrap(), Format::OpenMetrics);
+    }
+
+    #[test]
+    fn counters_that_cannot_be_read_are_left_out_and_not_zero() {
+        let status = status::of(&fixture::view(), &Err("no table".to_owned()));
+        let page = encode(&status, Format::Text).unwrap();
+        strictly(&page, Format::Text);
+        assert!(!page.contains("quadway_wan_new_flows") && !page.contains("quadway_cell_"));
+        assert!(page.contains("quadway_wan_failovers_total"));
+    }
+
+    #[test]
+    fn the_accept_header_chooses() {
+        for (header, format) in [
+            (None, Format::Text),
+            (Some("text/plain"), Format::Text),
+            (Some("*/*"), Format::Text),
+            (Some("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"), Format::OpenMetrics),
+        ] {
+            assert_eq!(Format::accepted(header), format);
+        }
+    }
+
+    #[tokio::test]
+    async fn serves_and_moves_to_another_address() {
+        let first = free_address().await;
+        let (address, watched) = watch::channel(Some(first));
+        let task = tokio::spawn(serve(watched, || async { Some(fixture_status()) }));
+        let page = get(first, "/metrics").await;
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+        assert!(page.contains("quadway_wan_up{wan=\"wan1\",family=\"v4\"} 1"), "{page}");
+        assert!(get(first, "/").await.starts_with("HTTP/1.1 404"));
+        let second = free_address().await;
+        address.send(Some(second)).unwrap();
+        assert!(get(second, "/metrics").await.starts_with("HTTP/1.1 200"));
+        assert!(TcpStream::connect(first).await.is_err());
+        drop(address);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn says_so_when_the_router_does_not_answer() {
+        let at = free_address().await;
+        let (_address, watched) = watch::channel(Some(at));
+        let _task = tokio::spawn(serve(watched, || async { None }));
+        assert!(get(at, "/metrics").await.starts_with("HTTP/1.1 503"));
+    }
+
+    fn fixture_status() -> Status {
+        status::of(&fixture::view(), &Ok(fixture::counters()))
+    }
+
+    async fn free_address() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = loop {
+            match TcpStream::connect(address).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: router\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// Reads a page as the grammar has it and gives its samples. Panics at the first fault.
+    fn strictly(page: &str, format: Format) -> BTreeMap<String, f64> {
+        let mut samples = BTreeMap::new();
+        let mut declared = BTreeMap::new();
+        let mut helped = BTreeSet::new();
+        let mut current = String::new();
+        assert!(page.ends_with('\n'));
+        assert_eq!(page.ends_with("\n# EOF\n"), format == Format::OpenMetrics);
+        for line in page.lines().filter(|line| *line != "# EOF") {
+            if let Some(rest) = line.strip_prefix("# ") {
+                let mut words = rest.splitn(3, ' ');
+                let (word, name, value) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+                current = name.to_owned();
+                match word {
+                    "HELP" => assert!(helped.insert(name.to_owned()), "{name} has two helps"),
+                    "TYPE" => {
+                        assert!(["gauge", "counter"].contains(&value), "{line}");
+                        assert_eq!(declared.insert(name.to_owned(), value.to_owned()), None, "{name} twice");
+                    }
+                    "UNIT" => {
+                        assert_eq!(format, Format::OpenMetrics);
+                        assert!(name.ends_with(&format!("_{value}")), "{line}");
+                    }
+                    other => panic!("{other}"),
+                }
+                continue;
+            }
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'), "{line}");
+            let kind = &declared[&current];
+            let wanted = match (format, kind.as_str()) {
+                (Format::OpenMetrics, "counter") => format!("{current}_total"),
+                _ => current.clone(),
+            };
+            assert_eq!(name, wanted, "a sample outside its family");
+            assert!(helped.contains(&current));
+            labels(series.strip_prefix(name).unwrap());
+            let value = value.parse::<f64>().unwrap();
+            assert!(samples.insert(series.to_owned(), value).is_none(), "{series} twice");
+        }
+        samples
+    }
+
+    fn labels(text: &str) {
+        let Some(mut rest) = text.strip_prefix('{') else {
+            assert!(text.is_empty(), "{text}");
+            return;
+        };
+        while rest != "}" {
+            let (name, value) = rest.split_once("=\"").unwrap();
+            assert!(name.chars().all(|c| c.is_ascii_lowercase()), "{name}");
+            let mut escaped = false;
+            let end = value
+                .find(|c| {
+                    let ends = c == '"' && !escaped;
+                    escaped = c == '\\' && !escaped;
+                    ends
+                })
+                .unwrap();
+            rest = value[end + 1..].strip_prefix(',').unwrap_or(&value[end + 1..]);
+        }
+    }
+}
