@@ -7,7 +7,7 @@ pub mod event_log;
 #[cfg(test)]
 mod fixture;
 pub mod kernel;
+pub mod metrics;
 pub mod probe;
 mod resolve;
-pub mod metrics;
 pub mod status;
