@@ -6,10 +6,14 @@ pub mod damping;
 pub mod decide;
 pub mod event;
 pub mod fate;
+#[cfg(test)]
+mod fixture;
 pub mod journal;
 pub mod links;
 pub mod monitor;
+pub mod plan;
 pub mod router;
+pub mod script;
 pub mod state;
 pub mod time;
 

@@ -1,0 +1,116 @@
+//! Sets of addresses and ports as nft expressions. One description of traffic may need several rules: a family
+//! each, and one each for ports, echo requests and other protocols.
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
+use config::model::{AddressSet, PortSet};
+use config::units::Family;
+
+/// Traffic by its packets. `None` is anything.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Traffic<'a> {
+    pub(super) source: Option<&'a AddressSet>,
+    pub(super) destination: Option<&'a AddressSet>,
+    pub(super) source_ports: Option<&'a PortSet>,
+    pub(super) ports: Option<&'a PortSet>,
+}
+
+impl Traffic<'_> {
+    /// The left sides of the rules that together match this traffic; none where nothing can match. A set of
+    /// addresses that holds one family only never matches the other.
+    pub(super) fn rules(&self) -> Vec<String> {
+        let limited = self.source.is_some() || self.destination.is_some();
+        let families = if limited { vec![Some(Family::V4), Some(Family::V6)] } else { vec![None] };
+        let mut rules = Vec::new();
+        for family in families {
+            let Some(addresses) = self.addresses(family) else { continue };
+            rules.extend(self.protocols(family).into_iter().map(|protocol| join(&[&addresses, &protocol])));
+        }
+        rules
+    }
+
+    fn addresses(&self, family: Option<Family>) -> Option<String> {
+        let Some(family) = family else { return Some(String::new()) };
+        let mut parts = Vec::new();
+        for (set, side) in [(self.source, "saddr"), (self.destination, "daddr")] {
+            if let Some(set) = set {
+                let elements = elements(set, family);
+                if elements.is_empty() {
+                    return None;
+                }
+                parts.push(format!("{} {side} {{ {} }}", keyword(family), elements.join(", ")));
+            }
+        }
+        Some(parts.join(" "))
+    }
+
+    fn protocols(&self, family: Option<Family>) -> Vec<String> {
+        let (from, to) = match (self.source_ports, self.ports) {
+            (None, None) => return vec![String::new()],
+            sides => sides,
+        };
+        let mut rules = Vec::new();
+        let mut ports = Vec::new();
+        let ranges = |set: Option<&PortSet>, pick: fn(&PortSet) -> &[RangeInclusive<u16>]| match set {
+            Some(set) => pick(set).iter().map(|range| Some(span(range))).collect::<Vec<_>>(),
+            None => vec![None],
+        };
+        let picks: [(&str, fn(&PortSet) -> &[RangeInclusive<u16>]); 2] =
+            [("tcp", |set| &set.tcp), ("udp", |set| &set.udp)];
+        for (protocol, pick) in picks {
+            for source in ranges(from, pick) {
+                for destination in ranges(to, pick) {
+                    let parts = [Some(protocol.to_owned()), source.clone(), destination];
+                    ports.push(parts.into_iter().flatten().collect::<Vec<_>>().join(" . "));
+                }
+            }
+        }
+        if !ports.is_empty() {
+            let keys = [Some("meta l4proto"), from.map(|_| "th sport"), to.map(|_| "th dport")];
+            let key = keys.into_iter().flatten().collect::<Vec<_>>().join(" . ");
+            rules.push(format!("{key} {{ {} }}", ports.join(", ")));
+        }
+        if from.is_none_or(|set| set.ping) && to.is_none_or(|set| set.ping) {
+            let echo = [(Family::V4, "icmp type echo-request"), (Family::V6, "icmpv6 type echo-request")];
+            let fits = |of: &Family| family.is_none_or(|family| family == *of);
+            rules.extend(echo.into_iter().filter(|(of, _)| fits(of)).map(|(_, rule)| rule.to_owned()));
+        }
+        let others: Vec<_> = (0..=u8::MAX)
+            .filter(|number| {
+                let holds = |set: &PortSet| set.protocols.contains(number);
+                from.is_none_or(holds) && to.is_none_or(holds)
+            })
+            .map(|number| number.to_string())
+            .collect();
+        if !others.is_empty() {
+            rules.push(format!("meta l4proto {{ {} }}", others.join(", ")));
+        }
+        rules
+    }
+}
+
+/// The elements of this family, as nft writes ranges.
+pub(super) fn elements(set: &AddressSet, family: Family) -> Vec<String> {
+    match family {
+        Family::V4 => set.v4.iter().map(span).collect(),
+        Family::V6 => set.v6.iter().map(span).collect(),
+    }
+}
+
+/// `ip` or `ip6`.
+pub(super) fn keyword(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+/// The parts that are not empty, with a space between.
+pub(super) fn join(parts: &[&str]) -> String {
+    parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" ")
+}
+
+fn span<T: Display + PartialEq>(range: &RangeInclusive<T>) -> String {
+    if range.start() == range.end() { range.start().to_string() } else { format!("{}-{}", range.start(), range.end()) }
+}

@@ -1,0 +1,137 @@
+//! Addresses, routes, rules and sysctls: one table per WAN, chosen by mark or by outgoing interface, so that four
+//! lines with the same subnet and the same gateway never meet in one table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use config::Config;
+use config::units::{Family, IfName, Mark, TableId};
+use ipnet::IpNet;
+
+use crate::decide::Decision;
+use crate::state::{Address, Link, LinkKind, NextHop, RouteKey, Rule, RuleAction, Selector};
+
+pub(super) fn addresses(config: &Config, present: impl Fn(&IfName) -> bool) -> BTreeSet<Address> {
+    let vlans = config.vlans.values().map(|vlan| (&vlan.interface, &vlan.addresses, false));
+    let wans = config.wans.values().map(|wan| (&wan.interface, &wan.addressing.addresses, true));
+    vlans
+        .chain(wans)
+        .filter(|(link, ..)| present(link))
+        .flat_map(|(link, nets, no_prefix_route)| {
+            nets.iter().map(move |net| Address { link: link.clone(), net: *net, no_prefix_route })
+        })
+        .collect()
+}
+
+pub(super) fn routes(
+    config: &Config,
+    decision: &Decision,
+    present: impl Fn(&IfName) -> bool,
+) -> BTreeMap<RouteKey, NextHop> {
+    let mut routes = BTreeMap::new();
+    for wan in config.wans.values().filter(|wan| present(&wan.interface)) {
+        for family in Family::ALL {
+            let (Some(gateway), Some(source)) = (wan.gateway(family), wan.source(family)) else { continue };
+            let link = wan.interface.clone();
+            let default = NextHop::Gateway { link, gateway, source: Some(source) };
+            routes.insert(key(family, wan.id.table(), default_of(family)), default.clone());
+            if decision.own.get(&family) == Some(&wan.id) {
+                routes.insert(key(family, TableId::ROUTER, default_of(family)), default);
+            }
+        }
+        for net in &wan.addressing.addresses {
+            let connected = NextHop::Direct { link: wan.interface.clone(), source: Some(net.addr()) };
+            routes.entry(key(Family::of(net.addr()), wan.id.table(), net.trunc())).or_insert(connected);
+        }
+    }
+    routes
+}
+
+/// A rule stands only where its table has a route; "answer unreachable" stands for every line, so that a flow of
+/// a line that is gone never leaves by another.
+pub(super) fn rules(config: &Config, routes: &BTreeMap<RouteKey, NextHop>) -> BTreeSet<Rule> {
+    let filled: BTreeSet<_> = routes.keys().map(|key| (key.family, key.table)).collect();
+    let mut rules = BTreeSet::new();
+    for family in Family::ALL {
+        let mut add = |priority, selector, action| {
+            rules.insert(Rule { priority, family, selector, action });
+        };
+        let by_mark = |mark| Selector::Mark { mark, mask: Mark(Mark::WAN_MASK) };
+        add(MAIN_FIRST, Selector::All, RuleAction::LookupMainWithoutDefault);
+        for wan in config.wans.values() {
+            let id = u32::from(wan.id.get());
+            let table = wan.id.table();
+            if filled.contains(&(family, table)) {
+                add(BY_MARK + id, by_mark(wan.id.mark()), RuleAction::Lookup(table));
+                add(BY_INTERFACE + id, Selector::OutInterface(wan.interface.clone()), RuleAction::Lookup(table));
+            }
+            add(NO_LEAK + id, by_mark(wan.id.mark()), RuleAction::Unreachable);
+        }
+        add(NO_LEAK + slot_number(Mark::BLACKHOLE), by_mark(Mark::BLACKHOLE), RuleAction::Blackhole);
+        add(NO_LEAK + slot_number(Mark::UNREACHABLE), by_mark(Mark::UNREACHABLE), RuleAction::Unreachable);
+        if filled.contains(&(family, TableId::ROUTER)) {
+            add(OWN, Selector::Local, RuleAction::Lookup(TableId::ROUTER));
+        }
+    }
+    rules
+}
+
+pub(super) fn sysctls(config: &Config, links: &BTreeMap<IfName, Link>) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    let mut set = |name: String, value: &str| {
+        sysctls.insert(name, value.to_owned());
+    };
+    // The kernel takes the maximum of `all` and the interface for rp_filter, either of the two for send_redirects.
+    set("net/ipv4/conf/all/rp_filter".to_owned(), "0");
+    set("net/ipv4/conf/all/send_redirects".to_owned(), "0");
+    // Frames bridged inside a VLAN are no business of the matrix.
+    for hook in ["iptables", "ip6tables", "arptables"] {
+        set(format!("net/bridge/bridge-nf-call-{hook}"), "0");
+    }
+    set("net/ipv4/ip_forward".to_owned(), "1");
+    set("net/ipv6/conf/all/forwarding".to_owned(), "1");
+    for (name, link) in links {
+        let carries_addresses = link.kind == LinkKind::Bridge || config.wans.values().any(|wan| wan.interface == *name);
+        // An address answers ARP on its own interface only: four lines may share a subnet, a trunk's parent
+        // hears the frames of every VLAN.
+        for (key, value) in [
+            ("arp_ignore", "1"),
+            ("arp_announce", "2"),
+            ("rp_filter", "0"),
+            ("src_valid_mark", "1"),
+            ("accept_redirects", "0"),
+            ("send_redirects", "0"),
+            // Deleting an address must not take its neighbours in the subnet along.
+            ("promote_secondaries", "1"),
+        ] {
+            set(format!("net/ipv4/conf/{name}/{key}"), value);
+        }
+        let no_ipv6 = if carries_addresses { "0" } else { "1" };
+        for (key, value) in [("disable_ipv6", no_ipv6), ("accept_ra", "0"), ("accept_redirects", "0")] {
+            set(format!("net/ipv6/conf/{name}/{key}"), value);
+        }
+    }
+    sysctls
+}
+
+fn key(family: Family, table: TableId, destination: IpNet) -> RouteKey {
+    RouteKey { family, table, destination, metric: 0 }
+}
+
+fn default_of(family: Family) -> IpNet {
+    let any = match family {
+        Family::V4 => IpAddr::from([0; 4]),
+        Family::V6 => IpAddr::from([0; 16]),
+    };
+    IpNet::new_assert(any, 0)
+}
+
+fn slot_number(mark: Mark) -> u32 {
+    mark.0 >> 24
+}
+
+const MAIN_FIRST: u32 = 9999;
+const BY_MARK: u32 = 10_000;
+const NO_LEAK: u32 = 11_000;
+const BY_INTERFACE: u32 = 12_000;
+const OWN: u32 = 13_000;

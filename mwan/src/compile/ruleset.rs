@@ -1,0 +1,599 @@
+//! The nft table as text. A function of `Config` alone: health moves only elements of bucket maps and of the set
+//! of dead classes, so this text changes only when the file does.
+//!
+//! Path of a forwarded packet: `hook_raw` (is the source address at home on this interface?) → `hook_steer`
+//! (which line?) → `hook_forward` (is the flow dead? known? which cell or egress?) → `hook_nat`. Everything that
+//! is chosen by interface is one verdict map, so the number of VLANs and cells does not lengthen the path.
+//!
+//! Packets to any address of the router itself, also to its address in another VLAN or on a line, are judged by
+//! the `input` of the VLAN they came in from.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use config::Config;
+use config::model::{AddressSet, Allow, Balance, Cell, Internet, Kick, Nat6, Permit, PortSet, Steer, Vlan, Wan};
+use config::units::{Family, Mark, PolicyId, VlanName};
+use ipnet::IpNet;
+
+use super::matches::{Traffic, elements, join, keyword};
+use crate::state::{BUCKETS, BucketKey, NFLOG_GROUP, Ruleset, Slot};
+
+/// The rules this site wants.
+pub fn ruleset(config: &Config) -> Ruleset {
+    let mut table = Table { config, sets: BTreeMap::new(), maps: BTreeMap::new(), chains: BTreeMap::new() };
+    table.live();
+    table.refusals();
+    table.raw();
+    table.steering();
+    table.input();
+    table.forward();
+    table.nat();
+    table.finish()
+}
+
+/// What is never steered to a line: the VLANs, the router's own addresses, multicast, broadcast, link-local.
+pub fn local(config: &Config) -> AddressSet {
+    let mut set = AddressSet::default();
+    for net in
+        ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"]
+    {
+        if let Ok(net) = net.parse() {
+            set.add(net);
+        }
+    }
+    for vlan in config.vlans.values() {
+        vlan.addresses.iter().for_each(|net| set.add(*net));
+    }
+    for address in own(config) {
+        set.add(address.into());
+    }
+    set
+}
+
+/// The router's own addresses.
+pub fn own(config: &Config) -> BTreeSet<IpAddr> {
+    let vlans = config.vlans.values().flat_map(|vlan| &vlan.addresses);
+    let wans = config.wans.values().flat_map(|wan| &wan.addressing.addresses);
+    vlans.chain(wans).map(IpNet::addr).collect()
+}
+
+/// Addresses inside the VLANs that no host may send from: the router's own, and the first and last of an IPv4
+/// subnet, which are its network and broadcast addresses.
+pub fn no_sources(config: &Config) -> AddressSet {
+    let mut set = AddressSet::default();
+    for address in own(config) {
+        set.add(address.into());
+    }
+    for net in config.vlans.values().flat_map(|vlan| &vlan.addresses) {
+        if let IpNet::V4(net) = net
+            && net.prefix_len() < 31
+        {
+            set.add(IpNet::from(IpAddr::V4(net.network())));
+            set.add(IpNet::from(IpAddr::V4(net.broadcast())));
+        }
+    }
+    set
+}
+
+/// The permits of an entry, joined where they go to the same hosts, each within the hosts of the entry.
+pub(crate) fn permitted(permits: &[Permit], within: Option<&AddressSet>) -> Vec<(Option<AddressSet>, PortSet)> {
+    let mut joined: Vec<(Option<AddressSet>, PortSet)> = Vec::new();
+    for permit in permits {
+        let hosts = both(within, permit.hosts.as_ref());
+        match joined.iter_mut().find(|(other, _)| *other == hosts) {
+            Some((_, ports)) => ports.merge(&permit.ports),
+            None => joined.push((hosts, permit.ports.clone())),
+        }
+    }
+    joined
+}
+
+/// What is in both; `None` is everything.
+pub(crate) fn both(a: Option<&AddressSet>, b: Option<&AddressSet>) -> Option<AddressSet> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.intersection(b)),
+        (Some(one), None) | (None, Some(one)) => Some(one.clone()),
+        (None, None) => None,
+    }
+}
+
+struct Table<'a> {
+    config: &'a Config,
+    sets: BTreeMap<String, String>,
+    maps: BTreeMap<String, String>,
+    chains: BTreeMap<String, Vec<String>>,
+}
+
+impl Table<'_> {
+    /// Sets and maps whose elements live in the kernel. A set whose declaration depends on the file carries that
+    /// in its name, because the kernel does not change the declaration of a set that exists.
+    fn live(&mut self) {
+        let counted = |key: &str| format!("type {key}\nsize 65535\nflags dynamic\ncounter");
+        for (name, key) in [
+            ("denied", "ifname . ifname"),
+            ("allowed", "ifname . ifname"),
+            ("invalid", "ifname . ifname"),
+            ("denied_in", "ifname"),
+            ("spoofed", "ifname"),
+            ("chosen", "mark"),
+        ] {
+            self.sets.insert(name.to_owned(), counted(key));
+        }
+        let rate = self.config.router.denied_log_rate;
+        if rate > 0 {
+            for (kind, key) in METERS {
+                let body = format!(
+                    "type {key}\nsize 65535\nflags dynamic\nlimit rate {rate}/second burst {} packets",
+                    rate.saturating_mul(4)
+                );
+                self.sets.insert(meter(kind, rate), body);
+            }
+        }
+        self.sets.insert("dead".to_owned(), "type nf_proto . mark".to_owned());
+        for policy in self.config.policies.keys() {
+            for family in Family::ALL {
+                let key = BucketKey { policy: policy.clone(), family };
+                self.maps.insert(key.map_name(), "type mark : verdict".to_owned());
+            }
+        }
+    }
+
+    /// Where packets end that go no further: counted always, logged within the rate, dropped.
+    fn refusals(&mut self) {
+        let rate = self.config.router.denied_log_rate;
+        for (chain, set, key, kind) in [
+            ("deny", "denied", "iifname . oifname", "forward"),
+            ("deny_in", "denied_in", "iifname", "input"),
+            ("deny_spoof", "spoofed", "iifname", "spoof"),
+            ("deny_invalid", "invalid", "iifname . oifname", "invalid"),
+        ] {
+            // Each in a rule of its own: a rule ends where its set is full, and the drop must not depend on that.
+            let mut rules = vec![format!("add @{set} {{ {key} }}")];
+            if rate > 0 {
+                rules.push(format!("add @{} {{ {key} }} {}", meter(kind, rate), log(kind)));
+            }
+            rules.push("drop".to_owned());
+            self.chain(chain, rules);
+        }
+    }
+
+    fn raw(&mut self) {
+        let mut by_interface = Vec::new();
+        for vlan in self.config.vlans.values() {
+            by_interface.push(format!("\"{}\" : goto from_vlan", vlan.interface));
+        }
+        for wan in self.config.wans.values() {
+            by_interface.push(format!("\"{}\" : goto from_wan", wan.interface));
+        }
+        let mut hook = vec!["type filter hook prerouting priority raw; policy accept;".to_owned()];
+        hook.extend(vmap("iifname", &by_interface));
+        self.chain("hook_raw", hook);
+
+        let no_sources = no_sources(self.config);
+        let mut vlan = Vec::new();
+        for family in Family::ALL {
+            let ip = keyword(family);
+            let never = elements(&no_sources, family);
+            vlan.extend(rule(&format!("{ip} saddr"), &never, "goto deny_spoof"));
+        }
+        for family in Family::ALL {
+            let ip = keyword(family);
+            let homes: Vec<_> = self
+                .config
+                .vlans
+                .values()
+                .flat_map(|vlan| vlan.addresses.iter().map(move |net| (vlan, net)))
+                .filter(|(_, net)| Family::of(net.addr()) == family)
+                .map(|(vlan, net)| format!("\"{}\" . {}", vlan.interface, net.trunc()))
+                .collect();
+            vlan.extend(rule(&format!("iifname . {ip} saddr"), &homes, "accept"));
+        }
+        // Duplicate address detection, neighbour discovery; a DHCP client that has no address yet.
+        vlan.push("ip6 saddr { ::, fe80::/10 } accept".to_owned());
+        vlan.push("ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned());
+        vlan.push("goto deny_spoof".to_owned());
+        self.chain("from_vlan", vlan);
+
+        // A packet from outside with an inside source could pass for one of a known inside flow.
+        let mut inside = AddressSet::default();
+        for vlan in self.config.vlans.values() {
+            vlan.addresses.iter().for_each(|net| inside.add(*net));
+        }
+        let wan = Family::ALL.into_iter().flat_map(|family| {
+            rule(&format!("{} saddr", keyword(family)), &elements(&inside, family), "goto deny_spoof")
+        });
+        let wan = wan.collect();
+        self.chain("from_wan", wan);
+
+        // The bare ACK that draws an answer from the inside end of a dead flow must not become a flow itself.
+        let bare =
+            format!("meta mark & {:#010x} == {:#010x} notrack accept", Mark::WAN_MASK | Mark::PROBE, Mark::KICK.0);
+        self.chain("hook_own_raw", vec!["type filter hook output priority raw; policy accept;".to_owned(), bare]);
+    }
+
+    fn steering(&mut self) {
+        let mut hook = vec!["type filter hook prerouting priority mangle; policy accept;".to_owned()];
+        let wans: Vec<_> = self.wans(|wan| format!("goto mark_{}", wan.id));
+        hook.extend(vmap("iifname", &wans));
+        for wan in self.config.wans.values() {
+            // Only the conntrack mark: a mark on the packet would send it back out of its line.
+            let mark = format!("ct state new ct mark 0x00000000 ct mark set {}", wan.id.mark());
+            self.chain(&format!("mark_{}", wan.id), vec![mark, "accept".to_owned()]);
+        }
+        let restore =
+            format!("ct mark & {0:#010x} != 0x00000000 meta mark set ct mark & {0:#010x} accept", Mark::WAN_MASK);
+        hook.push(restore.clone());
+        let local = local(self.config);
+        let stay = Family::ALL
+            .into_iter()
+            .flat_map(|family| rule(&format!("{} daddr", keyword(family)), &elements(&local, family), "accept"));
+        let stay: Vec<_> = stay.collect();
+        hook.extend(stay.clone());
+        hook.extend(self.steering_by_vlan());
+        self.chain("hook_steer", hook);
+
+        let mut own = vec!["type route hook output priority mangle; policy accept;".to_owned()];
+        own.push(format!("meta mark & {0:#010x} == {0:#010x} accept", Mark::PROBE));
+        own.push("oifname \"lo\" accept".to_owned());
+        own.push(format!("meta mark & {:#010x} != 0x00000000 accept", Mark::WAN_MASK));
+        // Neighbour discovery belongs to the interface it is about, also when it is unicast to a gateway.
+        own.push(format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-solicit, nd-router-advert }} accept"));
+        own.push(restore);
+        own.extend(stay);
+        if let Some(policy) = self.config.router.own_policy.as_ref().and_then(|name| self.config.policies.get(name)) {
+            own.push(format!("goto {}", choice(policy.id)));
+        }
+        self.chain("hook_own", own);
+
+        for policy in self.config.policies.values() {
+            let mut rules =
+                vec![format!("ct mark set ct mark & {:#010x} | {:#010x}", !Mark::POLICY_MASK, policy_mark(policy.id))];
+            for family in Family::ALL {
+                let ip = keyword(family);
+                let only = match family {
+                    Family::V4 => "meta nfproto ipv4",
+                    Family::V6 => "meta nfproto ipv6",
+                };
+                let bucket = match policy.balance {
+                    Balance::Flow | Balance::Spread => format!("numgen inc mod {BUCKETS}"),
+                    Balance::Source => format!("jhash {ip} saddr mod {BUCKETS} seed {SEED}"),
+                    Balance::SourceDestination => {
+                        format!("jhash {ip} saddr . {ip} daddr mod {BUCKETS} seed {SEED}")
+                    }
+                };
+                let map = BucketKey { policy: policy.name.clone(), family }.map_name();
+                rules.push(format!("{only} {bucket} vmap @{map}"));
+            }
+            self.chain(&choice(policy.id), rules);
+        }
+        for wan in self.config.wans.values() {
+            self.go(Slot::Wan(wan.id), wan.id.mark());
+        }
+        self.go(Slot::Unreachable, Mark::UNREACHABLE);
+        self.go(Slot::Blackhole, Mark::BLACKHOLE);
+    }
+
+    /// VLANs to which the same steering rules apply share a chain.
+    fn steering_by_vlan(&mut self) -> Option<String> {
+        let default = self.config.router.default_policy.as_ref().and_then(|name| self.config.policies.get(name));
+        let mut shared: BTreeMap<Vec<usize>, String> = BTreeMap::new();
+        let mut by_interface = Vec::new();
+        for vlan in self.config.vlans.values() {
+            let applies = |steer: &Steer| steer.from.as_ref().is_none_or(|from| from.contains(&vlan.name));
+            let rules: Vec<_> =
+                self.config.steering.iter().enumerate().filter(|(_, steer)| applies(steer)).map(|(n, _)| n).collect();
+            let number = shared.len();
+            let chain = shared.entry(rules.clone()).or_insert_with(|| format!("steer_{number}")).clone();
+            if !self.chains.contains_key(&chain) {
+                let mut text = Vec::new();
+                for steer in rules.iter().filter_map(|n| self.config.steering.get(*n)) {
+                    let Some(policy) = self.config.policies.get(&steer.policy) else { continue };
+                    let traffic = Traffic {
+                        source: steer.source.as_ref(),
+                        destination: steer.destination.as_ref(),
+                        source_ports: steer.source_ports.as_ref(),
+                        ports: steer.ports.as_ref(),
+                    };
+                    let verdict = format!("goto {}", choice(policy.id));
+                    text.extend(traffic.rules().iter().map(|matched| join(&[matched, &verdict])));
+                }
+                text.extend(default.map(|policy| format!("goto {}", choice(policy.id))));
+                self.chain(&chain, text);
+            }
+            by_interface.push(format!("\"{}\" : goto {chain}", vlan.interface));
+        }
+        vmap("iifname", &by_interface)
+    }
+
+    fn go(&mut self, slot: Slot, mark: Mark) {
+        let set = |what: &str| format!("{what} mark set {what} mark & {:#010x} | {mark}", !Mark::WAN_MASK);
+        let count = format!("add @chosen {{ meta mark & {:#010x} }}", Mark::WAN_MASK);
+        self.chain(&slot.chain_name(), vec![set("meta"), set("ct"), count]);
+    }
+
+    fn input(&mut self) {
+        let mut hook = vec!["type filter hook input priority filter; policy drop;".to_owned()];
+        hook.push("iifname \"lo\" accept".to_owned());
+        hook.push("ct state vmap { established : accept, related : accept, invalid : goto deny_invalid }".to_owned());
+        let vlans = self.vlans(|vlan| format!("goto in_{}", vlan.id));
+        let wans = self.wans(|wan| format!("goto win_{}", wan.id));
+        hook.extend(vmap("iifname", &[vlans, wans].concat()));
+        hook.push("goto deny_in".to_owned());
+        self.chain("hook_input", hook);
+
+        for vlan in self.config.vlans.values() {
+            let mut rules = vec!["jump ipv6_basics".to_owned()];
+            rules.extend(input_rules(&vlan.input));
+            rules.push("goto deny_in".to_owned());
+            self.chain(&format!("in_{}", vlan.id), rules);
+        }
+        self.chain(
+            "ipv6_basics",
+            vec![
+                format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-solicit }} ip6 hoplimit 255 accept"),
+                "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } \
+                 ip6 saddr { ::, fe80::/10 } accept"
+                    .to_owned(),
+            ],
+        );
+        for wan in self.config.wans.values() {
+            let mut rules = vec!["jump wan_basics".to_owned()];
+            rules.extend(input_rules(&wan.input));
+            rules.push("goto deny_in".to_owned());
+            self.chain(&format!("win_{}", wan.id), rules);
+        }
+        if !self.config.wans.is_empty() {
+            self.chain(
+                "wan_basics",
+                vec![
+                    "icmp type { destination-unreachable, time-exceeded, parameter-problem } accept".to_owned(),
+                    "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept"
+                        .to_owned(),
+                    format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-advert }} ip6 hoplimit 255 accept"),
+                    "udp sport 67 udp dport 68 accept".to_owned(),
+                    "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept".to_owned(),
+                ],
+            );
+        }
+    }
+
+    fn forward(&mut self) {
+        let mut hook = vec!["type filter hook forward priority filter; policy drop;".to_owned()];
+        hook.push(format!(
+            "meta nfproto . (ct mark & {:#010x}) @dead goto dead_flow",
+            Mark::WAN_MASK | Mark::POLICY_MASK
+        ));
+        hook.push("tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu".to_owned());
+        for wan in self.config.wans.values() {
+            let Some(mtu) = wan.mtu else { continue };
+            // Towards the inside the route's MTU says nothing about the line. Setting only ever lowers.
+            for (family, headers) in [(Family::V4, 40), (Family::V6, 60)] {
+                let nfproto = match family {
+                    Family::V4 => "ipv4",
+                    Family::V6 => "ipv6",
+                };
+                hook.push(format!(
+                    "iifname \"{}\" meta nfproto {nfproto} tcp flags & (syn | rst) == syn tcp option maxseg size set {}",
+                    wan.interface,
+                    mtu.saturating_sub(headers)
+                ));
+            }
+        }
+        hook.push("ct state vmap { established : accept, related : accept, invalid : goto deny_invalid }".to_owned());
+        let lines = self.wans(|wan| format!("goto out_{}", wan.id));
+        hook.extend(vmap("oifname", &lines));
+        let cells = self.cells();
+        hook.extend(vmap("iifname . oifname", &cells));
+        hook.push("goto deny".to_owned());
+        self.chain("hook_forward", hook);
+        self.chain("pass", vec!["add @allowed { iifname . oifname }".to_owned(), "accept".to_owned()]);
+        self.dead_flow();
+
+        for wan in self.config.wans.values() {
+            let foreign = format!("meta mark & {:#010x} != {} goto deny", Mark::WAN_MASK, wan.id.mark());
+            self.chain(&format!("out_{}", wan.id), vec![foreign, "goto to_internet".to_owned()]);
+        }
+        if !self.config.wans.is_empty() {
+            let egress = self.egress();
+            let mut rules: Vec<_> = vmap("iifname", &egress).into_iter().collect();
+            rules.push("goto deny".to_owned());
+            self.chain("to_internet", rules);
+            // A connection that is new to us and does not begin here lost its line: its end is told to begin again.
+            let mut leave = Vec::new();
+            let silent = self.policies_with(&[Kick::Silent]);
+            let loud = if silent.is_empty() {
+                String::new()
+            } else {
+                format!("ct mark & {:#010x} != {{ {} }} ", Mark::POLICY_MASK, silent.join(", "))
+            };
+            leave.push(format!("{loud}tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"));
+            leave.push("goto pass".to_owned());
+            self.chain("leave", leave);
+        }
+    }
+
+    /// Flows of a dead class whose conntrack entry is still there.
+    fn dead_flow(&mut self) {
+        let outside: Vec<_> = self.config.wans.values().map(|wan| format!("\"{}\"", wan.interface)).collect();
+        let mut rules: Vec<_> = rule("iifname", &outside, "drop").into_iter().collect();
+        let policy = format!("ct mark & {:#010x}", Mark::POLICY_MASK);
+        rules.extend(rule(&policy, &self.policies_with(&[Kick::Silent]), "drop"));
+        rules.push("meta l4proto tcp reject with tcp reset".to_owned());
+        rules.extend(rule(&policy, &self.policies_with(&[Kick::All]), "reject with icmpx port-unreachable"));
+        rules.push("drop".to_owned());
+        self.chain("dead_flow", rules);
+    }
+
+    fn cells(&mut self) -> Vec<String> {
+        let mut pairs: BTreeMap<(&VlanName, &VlanName), Vec<&Cell>> = BTreeMap::new();
+        for cell in self.config.cells.iter().filter(|cell| cell.enabled) {
+            pairs.entry((&cell.from, &cell.to)).or_default().push(cell);
+        }
+        let mut elements = Vec::new();
+        for ((from, to), cells) in pairs {
+            let (Some(from), Some(to)) = (self.config.vlans.get(from), self.config.vlans.get(to)) else { continue };
+            let chain = format!("c_{}_{}", from.id, to.id);
+            elements.push(format!("\"{}\" . \"{}\" : jump {chain}", from.interface, to.interface));
+            self.chain(&chain, cells.into_iter().flat_map(cell_rules).collect());
+        }
+        elements
+    }
+
+    fn egress(&mut self) -> Vec<String> {
+        let mut elements = Vec::new();
+        for vlan in self.config.vlans.values() {
+            match &vlan.internet {
+                Internet::None => {}
+                Internet::Any => elements.push(format!("\"{}\" : goto leave", vlan.interface)),
+                Internet::Sets(names) => {
+                    let chain = format!("e_{}", vlan.id);
+                    let mut rules = Vec::new();
+                    for set in names.iter().filter_map(|name| self.config.egress.get(name)) {
+                        let traffic =
+                            Traffic { destination: set.to.as_ref(), ports: Some(&set.ports), ..Traffic::default() };
+                        rules.extend(traffic.rules().iter().map(|matched| join(&[matched, "goto leave"])));
+                    }
+                    rules.push("goto deny".to_owned());
+                    elements.push(format!("\"{}\" : goto {chain}", vlan.interface));
+                    self.chain(&chain, rules);
+                }
+            }
+        }
+        elements
+    }
+
+    fn nat(&mut self) {
+        let mut hook = vec!["type nat hook postrouting priority srcnat; policy accept;".to_owned()];
+        hook.push(format!("meta mark & {0:#010x} == {0:#010x} accept", Mark::PROBE));
+        let lines = self.wans(|wan| format!("goto nat_{}", wan.id));
+        hook.extend(vmap("oifname", &lines));
+        self.chain("hook_nat", hook);
+        for wan in self.config.wans.values() {
+            let mut rules = vec!["meta nfproto ipv4 masquerade".to_owned()];
+            match &wan.nat6 {
+                Nat6::Masquerade => rules.push("meta nfproto ipv6 masquerade".to_owned()),
+                Nat6::Prefix { internal, external } => {
+                    let (internal, external) = (internal.trunc(), external.trunc());
+                    rules.push(format!(
+                        "ip6 saddr {internal} snat ip6 prefix to ip6 saddr map {{ {internal} : {external} }}"
+                    ));
+                    // What is not inside the prefix (the router's address on another line) has no twin outside.
+                    rules.push("meta nfproto ipv6 masquerade".to_owned());
+                }
+                Nat6::None => {
+                    let mut others = AddressSet::default();
+                    for other in self.config.wans.values().filter(|other| other.id != wan.id) {
+                        other.addressing.addresses.iter().for_each(|net| others.add(net.addr().into()));
+                    }
+                    rules.extend(rule("ip6 saddr", &elements(&others, Family::V6), "masquerade"));
+                }
+            }
+            self.chain(&format!("nat_{}", wan.id), rules);
+        }
+    }
+
+    fn finish(mut self) -> Ruleset {
+        let generation = generation(&self.sets, &self.maps, &self.chains);
+        self.chain(&format!("gen_{generation}"), Vec::new());
+        Ruleset { generation, sets: self.sets, maps: self.maps, chains: self.chains }
+    }
+
+    fn chain(&mut self, name: &str, rules: Vec<String>) {
+        self.chains.insert(name.to_owned(), rules);
+    }
+
+    fn wans(&self, verdict: impl Fn(&Wan) -> String) -> Vec<String> {
+        self.config.wans.values().map(|wan| format!("\"{}\" : {}", wan.interface, verdict(wan))).collect()
+    }
+
+    fn vlans(&self, verdict: impl Fn(&Vlan) -> String) -> Vec<String> {
+        self.config.vlans.values().map(|vlan| format!("\"{}\" : {}", vlan.interface, verdict(vlan))).collect()
+    }
+
+    fn policies_with(&self, kicks: &[Kick]) -> Vec<String> {
+        let told = self.config.policies.values().filter(|policy| kicks.contains(&policy.kick));
+        told.map(|policy| format!("{:#010x}", policy_mark(policy.id))).collect()
+    }
+}
+
+fn cell_rules(cell: &Cell) -> Vec<String> {
+    let verdict =
+        if cell.log { format!("{} goto pass", log(&format!("allow {}", cell.line.0))) } else { PASS.to_owned() };
+    let matched = |destination: Option<&AddressSet>, ports: Option<&PortSet>| {
+        Traffic { source: cell.from_hosts.as_ref(), destination, source_ports: None, ports }.rules()
+    };
+    let rules = match &cell.allow {
+        Allow::Any => matched(cell.to_hosts.as_ref(), None),
+        Allow::Services(permits) => permitted(permits, cell.to_hosts.as_ref())
+            .iter()
+            .flat_map(|(hosts, ports)| matched(hosts.as_ref(), Some(ports)))
+            .collect(),
+    };
+    rules.iter().map(|matched| join(&[matched, &verdict])).collect()
+}
+
+fn input_rules(permits: &[Permit]) -> Vec<String> {
+    let rules = permitted(permits, None).into_iter().flat_map(|(hosts, ports)| {
+        Traffic { destination: hosts.as_ref(), ports: Some(&ports), ..Traffic::default() }.rules()
+    });
+    rules.map(|matched| join(&[&matched, "accept"])).collect()
+}
+
+/// `KEY vmap { … }`, or nothing where there is nothing to choose from: nft knows no empty literal.
+fn vmap(key: &str, elements: &[String]) -> Option<String> {
+    (!elements.is_empty()).then(|| format!("{key} vmap {{ {} }}", elements.join(", ")))
+}
+
+/// `KEY { … } VERDICT`, or nothing where nothing can match.
+fn rule(key: &str, elements: &[String], verdict: &str) -> Option<String> {
+    (!elements.is_empty()).then(|| format!("{key} {{ {} }} {verdict}", elements.join(", ")))
+}
+
+fn log(kind: &str) -> String {
+    format!("log prefix \"qw {kind}\" group {NFLOG_GROUP} snaplen 128")
+}
+
+fn meter(kind: &str, rate: u32) -> String {
+    format!("lograte_{kind}_{rate}")
+}
+
+fn choice(policy: PolicyId) -> String {
+    format!("p_{}", policy.0)
+}
+
+fn policy_mark(policy: PolicyId) -> u32 {
+    u32::from(policy.0) << 16
+}
+
+/// FNV-1a in 128 bits over every name and line: it tells our own texts apart, it defends against nobody.
+fn generation(
+    sets: &BTreeMap<String, String>,
+    maps: &BTreeMap<String, String>,
+    chains: &BTreeMap<String, Vec<String>>,
+) -> String {
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    let mut feed = |text: &str| {
+        for byte in text.bytes().chain([0]) {
+            hash ^= u128::from(byte);
+            hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    };
+    for (kind, declarations) in [("set", sets), ("map", maps)] {
+        for (name, body) in declarations {
+            [kind, name, body].into_iter().for_each(&mut feed);
+        }
+    }
+    for (name, rules) in chains {
+        ["chain", name].into_iter().chain(rules.iter().map(String::as_str)).for_each(&mut feed);
+    }
+    format!("{hash:032x}")
+}
+
+/// Which log meters there are, and what each is kept per.
+const METERS: [(&str, &str); 4] =
+    [("forward", "ifname . ifname"), ("input", "ifname"), ("spoof", "ifname"), ("invalid", "ifname . ifname")];
+const NEIGHBOUR_DISCOVERY: &str = "nd-neighbor-solicit, nd-neighbor-advert";
+const PASS: &str = "goto pass";
+/// Without a fixed seed every load would scatter the sticky flows anew.
+const SEED: &str = "0x51756164";
