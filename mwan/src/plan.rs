@@ -11,7 +11,8 @@ use config::model::Kick;
 use config::units::IfName;
 
 use crate::state::{
-    BucketKey, Buckets, FlowClass, KernelState, Link, LinkKind, NextHop, Rule, RuleAction, RulesetState, Selector, Slot, Step,
+    BucketKey, Buckets, FlowClass, KernelState, Link, LinkKind, NextHop, Rule, RuleAction, RulesetState, Selector,
+    Slot, Step,
 };
 
 /// These open the router for forwarding and are set last.
