@@ -60,3 +60,43 @@ fn hold_of(level: u32, probing: &Probing) -> Duration {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{probing, secs};
+
+    #[test]
+    fn the_hold_time_doubles_up_to_its_limit() {
+        let probing = probing();
+        let mut damping = Damping::default();
+        assert_eq!(damping.hold(&probing, Time::ZERO), Duration::ZERO);
+        for hold in [10, 20, 40, 80, 160, 320, 600, 600, 600] {
+            damping.flap(&probing, Time::ZERO);
+            assert_eq!(damping.hold(&probing, Time::ZERO), secs(hold));
+        }
+        assert_eq!(damping.level(&probing, Time::ZERO), 7, "the level that reaches the limit is the highest");
+    }
+
+    #[test]
+    fn each_quiet_hold_max_lowers_the_level_by_one() {
+        let probing = probing();
+        let mut damping = Damping::default();
+        damping.flap(&probing, Time::ZERO);
+        damping.flap(&probing, Time::ZERO);
+        assert_eq!(damping.level(&probing, Time::ZERO + secs(599)), 2);
+        assert_eq!(damping.level(&probing, Time::ZERO + secs(600)), 1);
+        assert_eq!(damping.level(&probing, Time::ZERO + secs(1200)), 0);
+    }
+
+    #[test]
+    fn a_forgiven_failure_leaves_no_trace() {
+        let probing = probing();
+        let mut damping = Damping::default();
+        damping.flap(&probing, Time::ZERO);
+        damping.flap(&probing, Time::ZERO + secs(5));
+        damping.forgive();
+        damping.forgive();
+        assert_eq!(damping.hold(&probing, Time::ZERO + secs(5)), secs(10));
+    }
+}

@@ -343,3 +343,197 @@ fn ended(failback: Failback, since: Time, now: Time) -> bool {
     };
     now.since(since) >= patience
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{nonzero, policy_name, site, wan_id, wan_name};
+    use config::units::{PolicyId, Tier, Weight};
+
+    #[derive(Debug, Clone)]
+    struct Case {
+        config: Config,
+        standings: Standings,
+    }
+
+    fn health() -> impl Strategy<Value = Health> {
+        prop::sample::select(vec![
+            Health::Unknown,
+            Health::Up,
+            Health::Up,
+            Health::Degraded,
+            Health::Held,
+            Health::Down,
+            Health::NoCarrier,
+        ])
+    }
+
+    /// Per line: weight, tier, health of each family (`None`: not carried), drained, frozen.
+    type LineCase = (u8, u8, Option<Health>, Option<Health>, bool, bool);
+
+    fn case() -> impl Strategy<Value = Case> {
+        let carried = || prop::option::weighted(0.8, health());
+        let line = (1..=255_u8, 0..3_u8, carried(), carried(), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+        let balance =
+            prop::sample::select(vec![Balance::Flow, Balance::Source, Balance::SourceDestination, Balance::Spread]);
+        let resort = prop::sample::select(vec![LastResort::Unreachable, LastResort::Blackhole, LastResort::Any]);
+        (prop::collection::vec(line, 1..=16), balance, resort)
+            .prop_map(|(lines, balance, resort)| build(&lines, balance, resort))
+    }
+
+    fn build(lines: &[LineCase], balance: Balance, last_resort: LastResort) -> Case {
+        let mut config = site(u8::try_from(lines.len()).unwrap());
+        let policy = config.policies.get_mut(&policy_name("balanced")).unwrap();
+        policy.balance = balance;
+        policy.last_resort = last_resort;
+        let mut standings = Standings::new();
+        for (id, (member, (weight, tier, v4, v6, drained, frozen))) in (1..).zip(policy.members.iter_mut().zip(lines)) {
+            member.weight = Weight(nonzero(*weight));
+            member.tier = Tier(*tier);
+            for (family, health) in [(Family::V4, v4), (Family::V6, v6)] {
+                if let Some(health) = *health {
+                    standings.insert((wan_id(id), family), Standing { health, drained: *drained, frozen: *frozen });
+                }
+            }
+        }
+        Case { config, standings }
+    }
+
+    fn decide(case: &Case) -> Decision {
+        let facts = Facts { config: &case.config, standings: &case.standings, settled: true };
+        Chooser::default().decide(facts, |_| false, &Decision::default(), Time::ZERO)
+    }
+
+    fn balanced(case: &Case, family: Family) -> Option<Buckets> {
+        let facts = Facts { config: &case.config, standings: &case.standings, settled: true };
+        facts.buckets(&case.config.policies[&policy_name("balanced")], family)
+    }
+
+    proptest! {
+        #[test]
+        fn only_usable_lines_get_buckets_and_nothing_dead_does(case in case()) {
+            let decision = decide(&case);
+            prop_assert_eq!(&decision, &decide(&case), "deterministic");
+            for (key, buckets) in &decision.buckets {
+                prop_assert_eq!(buckets.0.len(), BUCKETS);
+                let policy = &case.config.policies[&key.policy];
+                for wan in buckets.lines().into_keys() {
+                    let standing = case.standings.get(&(wan, key.family));
+                    prop_assert!(standing.is_some_and(|standing| !standing.lost() && !standing.drained));
+                    let class = FlowClass { family: key.family, wan, policy: Some(policy.id) };
+                    prop_assert!(!decision.dead.contains_key(&class), "dead and in the buckets: {:?}", class);
+                }
+            }
+            for class in decision.dead.keys() {
+                let standing = case.standings[&(class.wan, class.family)];
+                prop_assert!(standing.lost() && !standing.frozen);
+                let better = |((_, family), other): (&(WanId, Family), &Standing)| *family == class.family && !other.lost();
+                prop_assert!(case.standings.iter().any(better), "buried without a better line: {:?}", class);
+            }
+            for (family, wan) in &decision.own {
+                prop_assert!(!case.standings[&(*wan, *family)].lost());
+            }
+        }
+
+        #[test]
+        fn an_up_line_is_never_passed_over_for_a_worse_one(case in case()) {
+            for family in Family::ALL {
+                let up = |wan: WanId| case.standings.get(&(wan, family)).is_some_and(|s| s.health == Health::Up && !s.drained);
+                let Some(buckets) = balanced(&case, family) else { continue };
+                if case.config.wans.values().any(|wan| up(wan.id)) {
+                    prop_assert!(buckets.lines().into_keys().all(up));
+                }
+            }
+        }
+
+        #[test]
+        fn shares_are_the_weights_to_within_a_bucket(weights in prop::collection::vec(1..=255_u8, 1..=16)) {
+            let lines: Vec<_> =
+                weights.iter().map(|weight| (*weight, 0, Some(Health::Up), None, false, false)).collect();
+            let case = build(&lines, Balance::Flow, LastResort::Unreachable);
+            let lines = balanced(&case, Family::V4).unwrap().lines();
+            let sum: u32 = weights.iter().map(|weight| u32::from(*weight)).sum();
+            for (id, weight) in (1..).zip(&weights) {
+                let share = f64::from(*weight) * 256.0 / f64::from(sum);
+                let held = f64::from(lines.get(&wan_id(id)).copied().unwrap_or(0));
+                prop_assert!((held - share).abs() < 1.0, "wan{id} holds {held} of {share}");
+            }
+        }
+
+        #[test]
+        fn losing_a_line_moves_only_its_own_buckets(
+            lines in prop::collection::vec((1..=255_u8, prop::bool::weighted(0.7)), 2..=16),
+            lost in any::<prop::sample::Index>(),
+        ) {
+            let health = |up: bool| Some(if up { Health::Up } else { Health::Down });
+            let lines: Vec<_> = lines.iter().map(|(weight, up)| (*weight, 0, health(*up), None, false, false)).collect();
+            let mut case = build(&lines, Balance::Source, LastResort::Unreachable);
+            let Some(before) = balanced(&case, Family::V4) else { return Ok(()) };
+            let lost = wan_id(u8::try_from(lost.index(lines.len()) + 1).unwrap());
+            case.standings.insert((lost, Family::V4), Standing::of(Health::Down));
+            let Some(after) = balanced(&case, Family::V4) else { return Ok(()) };
+            for (old, new) in before.0.iter().zip(&after.0) {
+                prop_assert!(old == new || *old == Slot::Wan(lost), "{:?} became {:?}", old, new);
+            }
+        }
+
+        #[test]
+        fn spread_takes_every_line_in_turn(lines in 1..=16_u8) {
+            let up: Vec<_> = (0..lines).map(|id| (id + 1, 0, Some(Health::Up), None, false, false)).collect();
+            let case = build(&up, Balance::Spread, LastResort::Unreachable);
+            let buckets = balanced(&case, Family::V4).unwrap();
+            for window in buckets.0.windows(usize::from(lines)) {
+                let distinct: std::collections::BTreeSet<_> = window.iter().collect();
+                prop_assert_eq!(distinct.len(), usize::from(lines));
+            }
+        }
+    }
+
+    #[test]
+    fn the_lines_of_one_policy_take_turns_within_few_buckets() {
+        let lines = [3, 1].map(|weight| (weight, 0, Some(Health::Up), None, false, false));
+        let case = build(&lines, Balance::Flow, LastResort::Unreachable);
+        let buckets = balanced(&case, Family::V4).unwrap();
+        for window in buckets.0.chunks(4) {
+            assert_eq!(window.iter().filter(|slot| **slot == Slot::Wan(wan_id(2))).count(), 1);
+        }
+    }
+
+    #[test]
+    fn health_is_ranked_before_tiers() {
+        let table = [
+            ([Health::Up, Health::Up], 1),
+            ([Health::Degraded, Health::Up], 2),
+            ([Health::Held, Health::Degraded], 2),
+            ([Health::Unknown, Health::Held], 2),
+            ([Health::Down, Health::Unknown], 2),
+            ([Health::Degraded, Health::Degraded], 1),
+        ];
+        for (healths, takes) in table {
+            let lines = [(1, 0, Some(healths[0]), None, false, false), (1, 1, Some(healths[1]), None, false, false)];
+            let case = build(&lines, Balance::Flow, LastResort::Unreachable);
+            let lines: Vec<_> = balanced(&case, Family::V4).unwrap().lines().into_keys().collect();
+            assert_eq!(lines, [wan_id(takes)], "{healths:?}");
+        }
+    }
+
+    #[test]
+    fn flows_that_came_in_are_buried_only_while_another_line_is_usable() {
+        let class = FlowClass { family: Family::V4, wan: wan_id(1), policy: None };
+        for (other, buried) in [(Health::Up, true), (Health::Down, false)] {
+            let lines = [Health::Down, other].map(|health| (1, 0, Some(health), None, false, false));
+            let case = build(&lines, Balance::Flow, LastResort::Unreachable);
+            assert_eq!(decide(&case).dead.contains_key(&class), buried);
+        }
+    }
+
+    #[test]
+    fn a_policy_buries_only_on_lines_it_sends_flows_to() {
+        let lines = [Health::Up, Health::Up, Health::Down].map(|health| (1, 0, Some(health), None, false, false));
+        let case = build(&lines, Balance::Flow, LastResort::Unreachable);
+        let policies: Vec<_> = decide(&case).dead.into_keys().map(|class| class.policy).collect();
+        assert_eq!(policies, [None, Some(PolicyId(1))], "`standby` does not use {}", wan_name(3));
+    }
+}

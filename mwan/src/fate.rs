@@ -142,3 +142,16 @@ impl SharedFate {
         self.frozen.values().flatten().min().copied().unwrap_or(Time::NEVER)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_quarters_rounded_up_make_an_outage() {
+        let table = [(0, None), (1, None), (2, Some(2)), (3, Some(3)), (4, Some(3)), (8, Some(6)), (16, Some(12))];
+        for (usable, threshold) in table {
+            assert_eq!(outage_threshold(usable), threshold, "{usable} lines");
+        }
+    }
+}

@@ -316,3 +316,89 @@ fn key(config: Option<&Config>, wan: WanId, target: usize) -> Option<(WanName, T
     let wan = config?.wan(wan)?;
     Some((wan.name.clone(), wan.probe.targets.get(target)?.clone()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Health, Request};
+    use crate::testing::*;
+
+    /// Two failures, a carrier, a drain and a reload.
+    fn incident() -> (Config, Vec<String>) {
+        let mut world = World::recorded(site(4));
+        world.run(secs(2));
+        world.silence(&[2]);
+        world.run(secs(2));
+        world.silence(&[]);
+        world.run(secs(11));
+        world.carrier(1, false);
+        world.run(secs(1));
+        world.carrier(1, true);
+        world.request(Request::Drain { wan: wan_name(3) });
+        world.begin();
+        world.run(secs(1));
+        let lines = match &mut world.driver {
+            Driver::Recorded(recorder) => recorder.take_lines(),
+            Driver::Plain(_) => unreachable!("the world is recorded"),
+        };
+        (world.config, lines)
+    }
+
+    fn again(lines: &[String], config: Option<Config>) -> ReplayReport {
+        replay(lines.iter().map(String::as_str), config.map(Arc::new)).unwrap()
+    }
+
+    fn downs(report: &ReplayReport) -> usize {
+        let down = |moment: &&Moment| matches!(&moment.notice, Notice::Health { to: Health::Down, .. });
+        report.timeline.iter().filter(down).count()
+    }
+
+    #[test]
+    fn a_replay_gives_the_recorded_outputs() {
+        let (_, lines) = incident();
+        let report = again(&lines, None);
+        assert_eq!(report.first_difference, None);
+        assert!(report.equal && report.decisions > 4);
+        assert_eq!(downs(&report), 2, "one line in two families");
+    }
+
+    #[test]
+    fn a_replay_notices_an_output_that_was_changed() {
+        let (_, mut lines) = incident();
+        let place = lines.iter().position(|line| line.contains("\"to\":\"down\"")).unwrap();
+        lines[place] = lines[place].replace("\"to\":\"down\"", "\"to\":\"up\"");
+        let report = again(&lines, None);
+        assert!(!report.equal);
+        assert_eq!(report.first_difference.unwrap().line, place + 1);
+    }
+
+    #[test]
+    fn a_replay_notices_an_output_that_is_missing() {
+        let (_, mut lines) = incident();
+        let place = lines.iter().position(|line| line.contains("\"to\":\"down\"")).unwrap();
+        lines.remove(place);
+        assert!(!again(&lines, None).equal);
+    }
+
+    #[test]
+    fn another_config_sees_the_same_lines() {
+        let (mut config, lines) = incident();
+        let same = again(&lines, Some(config.clone()));
+        assert_eq!(downs(&same), 2);
+        // Thirty lost probes take longer than the two seconds the failure lasted.
+        for wan in config.wans.values_mut() {
+            wan.probe.fall = nonzero(30);
+        }
+        let patient = again(&lines, Some(config.clone()));
+        assert_eq!(downs(&patient), 0);
+        config.wans.get_mut(&wan_name(1)).unwrap().probe.targets.push(icmp("203.0.113.9"));
+        assert_eq!(again(&lines, Some(config)).unknown_targets, ["icmp 203.0.113.9 by wan1"]);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_read_names_its_line() {
+        let text = ["{\"t\":1,\"event\":\"timeout\"}", "nonsense"];
+        assert!(matches!(replay(text, None), Err(JournalError::Line { line: 2, .. })));
+        assert!(matches!(replay([text[0]], None), Err(JournalError::NoConfig)));
+    }
+}

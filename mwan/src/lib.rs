@@ -15,6 +15,8 @@ pub mod plan;
 pub mod router;
 pub mod script;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod time;
 
 pub use event::Event;

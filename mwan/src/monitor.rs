@@ -90,19 +90,23 @@ impl Monitor {
         Some(Probe { wan, target: target.index, seq, timeout })
     }
 
-    /// True if the target went up or down by it.
+    /// True if the target went up or down, or beyond a threshold or back, by it.
     pub fn reply(&mut self, reply: &Reply) -> bool {
         let probing = &self.probing;
         let Some(target) = self.targets.iter_mut().find(|target| target.index == reply.target) else {
             return false;
         };
-        target.reply(reply, probing)
+        let degraded = target.degraded();
+        target.reply(reply, probing) | (target.degraded() != degraded)
     }
 
-    /// Counts what is overdue as lost. True if a target went down by it.
+    /// Counts what is overdue as lost. True if a target went down or beyond a threshold by it, or lost its excuse.
     pub fn expire(&mut self, now: Time) -> bool {
         let probing = &self.probing;
-        self.targets.iter_mut().fold(false, |changed, target| target.expire(now, probing) | changed)
+        self.targets.iter_mut().fold(false, |changed, target| {
+            let degraded = target.degraded();
+            target.expire(now, probing) | (target.degraded() != degraded) | changed
+        })
     }
 
     /// When a probe is due or overdue next.
@@ -131,7 +135,7 @@ impl Monitor {
             return Verdict::Good;
         }
         // What is left of the targets decides; if nothing is left, all of them do.
-        let counts = |target: &&TargetMonitor| !target.bad && !ignore(&target.target);
+        let counts = |target: &&TargetMonitor| target.excuse.is_none() && !ignore(&target.target);
         let none_left = !self.targets.iter().any(|target| counts(&target));
         let counted = || self.targets.iter().filter(|target| none_left || counts(target));
         let need = counted().count().min(usize::from(self.probing.quorum.get()));
@@ -151,7 +155,7 @@ impl Monitor {
 
     /// The line would be lost if its latest losses and its overdue probes were the beginning of silence.
     pub fn suspicious(&self, now: Time) -> bool {
-        let counted = || self.targets.iter().filter(|target| !target.bad);
+        let counted = || self.targets.iter().filter(|target| target.excuse.is_none());
         let need = counted().count().min(usize::from(self.probing.quorum.get()));
         let steady = counted().filter(|target| target.up == Some(true) && !self.shaky(target, now)).count();
         self.running && steady < need
@@ -179,9 +183,17 @@ impl Monitor {
         self.targets.iter().map(|target| (&target.target, target.up))
     }
 
-    pub fn mark_bad(&mut self, bad: impl Fn(&Target) -> bool) {
+    /// Targets that are bad do not count. One that ceases to be bad because it answers on another line stays
+    /// excused here for as long as it may take to be up here as well.
+    pub fn mark_bad(&mut self, bad: impl Fn(&Target) -> bool, now: Time) {
+        let recovery = self.probing.interval * (u32::from(self.probing.rise.get()) + 1) + self.probing.timeout;
         for target in &mut self.targets {
-            target.bad = bad(&target.target);
+            target.excuse = match (bad(&target.target), target.excuse) {
+                (true, _) => Some(Time::NEVER),
+                (false, Some(Time::NEVER)) if target.up == Some(false) => Some(now + recovery),
+                (false, Some(until)) if target.up == Some(false) && until < Time::NEVER => Some(until),
+                (false, _) => None,
+            };
         }
     }
 
@@ -235,7 +247,8 @@ struct TargetMonitor {
     up: Option<bool>,
     /// Nothing has been judged since the start of the daemon: one answer is enough.
     first: bool,
-    bad: bool,
+    /// A bad target, not to be counted, and until when.
+    excuse: Option<Time>,
     /// The newest probe that was answered.
     newest_answered: Option<u64>,
     /// Losses and answers in a row.
@@ -278,7 +291,7 @@ impl TargetMonitor {
             pending: VecDeque::new(),
             up: None,
             first: true,
-            bad: false,
+            excuse: None,
             newest_answered: None,
             losses: 0,
             answers: 0,
@@ -323,7 +336,7 @@ impl TargetMonitor {
     }
 
     fn expire(&mut self, now: Time, probing: &Probing) -> bool {
-        let mut changed = false;
+        let mut changed = self.excuse.take_if(|until| *until <= now).is_some();
         while let Some(probe) = self.pending.front().copied().filter(|probe| now.since(probe.sent) >= probing.timeout) {
             self.pending.pop_front();
             changed |= self.lose(probe, None, probing);
@@ -439,7 +452,7 @@ impl TargetMonitor {
             target: self.target.to_string(),
             index: self.index,
             up: self.up,
-            bad: self.bad,
+            bad: self.excuse.is_some(),
             degraded: self.degraded(),
             sent: self.sent,
             answered: self.answered,
@@ -531,4 +544,137 @@ fn next_moment(now: Time, phase: Duration, interval: Duration) -> Time {
     let earliest = now.as_micros().saturating_add(interval / 2 + 1);
     let turns = earliest.saturating_sub(phase).div_ceil(interval);
     Time::from_micros(turns.saturating_mul(interval).saturating_add(phase))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{icmp, ms, nonzero, probing, wan_id};
+
+    /// One IPv4 target that was up, then lost its carrier: from there `rise` answers are needed.
+    fn after_a_failure(rise: u8, fall: u8) -> Monitor {
+        let mut probing = probing();
+        probing.targets = vec![icmp("198.51.100.1")];
+        probing.rise = nonzero(rise);
+        probing.fall = nonzero(fall);
+        let mut monitor = Monitor::new(wan_id(1), Family::V4, &probing);
+        monitor.start(Time::ZERO);
+        let probe = monitor.poll_probe(Time::ZERO).unwrap();
+        monitor.reply(&answered(&probe));
+        assert_eq!(monitor.verdict(), Verdict::Good);
+        monitor.stop();
+        monitor.start(Time::ZERO);
+        monitor
+    }
+
+    fn answered(probe: &Probe) -> Reply {
+        let outcome = Outcome::Answered { rtt: ms(1) };
+        Reply { wan: probe.wan, target: probe.target, seq: probe.seq, outcome }
+    }
+
+    proptest! {
+        #[test]
+        fn never_up_without_rise_answers_and_never_down_without_fall_losses(
+            answers in prop::collection::vec(any::<bool>(), 1..200),
+            rise in 1_u8..6,
+            fall in 1_u8..6,
+        ) {
+            let mut monitor = after_a_failure(rise, fall);
+            let mut before = monitor.verdict();
+            for (place, answer) in answers.iter().enumerate() {
+                let now = monitor.deadline();
+                let probe = monitor.poll_probe(now).unwrap();
+                if *answer {
+                    monitor.reply(&answered(&probe));
+                } else {
+                    monitor.expire(now + ms(100));
+                }
+                let verdict = monitor.verdict();
+                let good = |verdict| matches!(verdict, Verdict::Good | Verdict::Degraded);
+                let row = |count: u8, what: bool| {
+                    let count = usize::from(count);
+                    place + 1 >= count && answers[place + 1 - count..=place].iter().all(|answer| *answer == what)
+                };
+                if good(verdict) && !good(before) {
+                    prop_assert!(row(rise, true), "up at {place}");
+                }
+                if verdict == Verdict::Silent && before != Verdict::Silent {
+                    prop_assert!(row(fall, false), "down at {place}");
+                }
+                before = verdict;
+            }
+        }
+    }
+
+    #[test]
+    fn probes_of_a_lines_targets_are_spread_over_the_interval_and_alike_on_every_line() {
+        let moments = |wan: u8| {
+            let mut monitor = Monitor::new(wan_id(wan), Family::V4, &probing());
+            monitor.start(Time::from_micros(42));
+            let mut moments = Vec::new();
+            let mut now = Time::from_micros(42);
+            while now < Time::from_micros(1_000_000) {
+                while let Some(probe) = monitor.poll_probe(now) {
+                    moments.push((now.as_micros(), probe.target));
+                    monitor.reply(&answered(&probe));
+                }
+                now = monitor.deadline();
+            }
+            moments
+        };
+        let own = moments(1);
+        assert_eq!(own, moments(2));
+        assert_eq!(own[..3], [(42, 0), (42, 1), (42, 2)]);
+        assert_eq!(own[3..7], [(100_000, 0), (120_000, 1), (140_000, 2), (200_000, 0)]);
+    }
+
+    #[test]
+    fn a_driver_that_polls_late_sends_one_probe_and_not_those_it_missed() {
+        let mut monitor = Monitor::new(wan_id(1), Family::V6, &probing());
+        monitor.start(Time::ZERO);
+        let late = Time::from_micros(60_000_000);
+        assert_eq!(std::iter::from_fn(|| monitor.poll_probe(late)).count(), 2);
+    }
+
+    #[test]
+    fn a_loss_that_a_later_answer_overtook_is_no_silence() {
+        let mut probing = probing();
+        probing.timeout = ms(250);
+        probing.fall = nonzero(1);
+        probing.targets = vec![icmp("198.51.100.1")];
+        let mut monitor = Monitor::new(wan_id(1), Family::V4, &probing);
+        monitor.start(Time::ZERO);
+        monitor.poll_probe(Time::ZERO).unwrap();
+        let second = Time::from_micros(100_000);
+        let probe = monitor.poll_probe(second).unwrap();
+        monitor.reply(&answered(&probe));
+        assert!(!monitor.expire(Time::from_micros(260_000)));
+        assert_eq!((monitor.lost(), monitor.verdict()), (1, Verdict::Good));
+    }
+
+    #[test]
+    fn jitter_follows_rfc_3550() {
+        let mut window = Window::default();
+        for rtt in [10, 26, 10] {
+            window.push(Some(ms(rtt)), 10);
+        }
+        // 0 + 16 ms / 16 = 1 ms; 1 ms + (16 - 1) ms / 16 = 1.9375 ms.
+        assert_eq!(window.jitter(), Some(Duration::from_micros(1937)));
+        assert_eq!(window.mean(), Some(Duration::from_nanos(15_333_333)));
+    }
+
+    #[test]
+    fn a_quorum_counts_targets_of_its_own_family() {
+        let mut probing = probing();
+        probing.quorum = nonzero(3);
+        let mut monitor = Monitor::new(wan_id(1), Family::V6, &probing);
+        monitor.start(Time::ZERO);
+        while let Some(probe) = monitor.poll_probe(Time::ZERO) {
+            assert_eq!(monitor.verdict(), Verdict::Unjudged);
+            monitor.reply(&answered(&probe));
+        }
+        assert_eq!(monitor.verdict(), Verdict::Good, "two targets of a family cannot make a quorum of three");
+    }
 }

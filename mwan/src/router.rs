@@ -64,6 +64,7 @@ impl Router {
     /// Something happened.
     pub fn handle(&mut self, event: &Event, now: Time) -> Vec<Notice> {
         let mut notices = Vec::new();
+        let mut quiet = false;
         // A reply goes in before anything expires: it may have waited behind whatever delayed this call.
         let stale = match event {
             Event::Config(config) => {
@@ -84,9 +85,13 @@ impl Router {
             Event::Reply(reply) => {
                 let targets = self.lines.range_mut((reply.wan, Family::V4)..=(reply.wan, Family::V6));
                 self.targets_changed |= targets.fold(false, |changed, (_, line)| line.monitor.reply(reply) | changed);
+                quiet = true;
                 false
             }
-            Event::Timeout => false,
+            Event::Timeout => {
+                quiet = true;
+                false
+            }
             Event::Request(request) => {
                 self.request(request, now);
                 false
@@ -94,6 +99,11 @@ impl Router {
         };
         for line in self.lines.values_mut() {
             self.targets_changed |= line.monitor.expire(now);
+        }
+        // Nearly every call is an answer like the one before it.
+        let waiting = self.lines.values().any(|line| line.silent_since.is_some());
+        if quiet && !self.targets_changed && !waiting && now < self.judge_due() {
+            return notices;
         }
         self.judge(now, &mut notices);
         let decided = self.decide(now, &mut notices);
@@ -111,17 +121,20 @@ impl Router {
 
     /// When to call `handle` with [`Event::Timeout`] and poll for probes, unless something happens before.
     pub fn deadline(&self) -> Time {
-        let lines = self.lines.values().map(|line| {
-            let waits = [line.hold_until, line.silent_since.map(|since| since + TOGETHER)];
-            waits.into_iter().flatten().fold(line.monitor.deadline(), Time::min)
-        });
+        self.lines.values().map(|line| line.monitor.deadline()).fold(self.judge_due(), Time::min)
+    }
+
+    /// When lines are to be judged again even if no target changes.
+    fn judge_due(&self) -> Time {
+        let lines =
+            self.lines.values().flat_map(|line| [line.hold_until, line.silent_since.map(|since| since + TOGETHER)]);
         let fates = self.fates.values().map(SharedFate::deadline);
         let settling = match self.settling {
             Settling::Until(end) => end,
             Settling::Waiting | Settling::Over => Time::NEVER,
         };
         let rest = self.fail_tests.values().copied().chain([settling]).chain(self.decide_again);
-        lines.chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
+        lines.flatten().chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
     }
 
     /// The kernel as it should be; `None` before the first config. The same `Arc` while nothing changed.
@@ -285,7 +298,7 @@ impl Router {
     fn judge(&mut self, now: Time, notices: &mut Vec<Notice>) {
         self.fail_tests.retain(|_, until| *until > now);
         if std::mem::take(&mut self.targets_changed) {
-            self.find_bad_targets(notices);
+            self.find_bad_targets(now, notices);
         }
         for family in Family::ALL {
             self.judge_family(family, now, notices);
@@ -300,13 +313,13 @@ impl Router {
         }
     }
 
-    fn find_bad_targets(&mut self, notices: &mut Vec<Notice>) {
+    fn find_bad_targets(&mut self, now: Time, notices: &mut Vec<Notice>) {
         let bad = fate::bad_targets(self.lines.values().map(|line| &line.monitor));
         let changes = self.bad.symmetric_difference(&bad);
         notices
             .extend(changes.map(|target| Notice::BadTarget { target: target.to_string(), bad: bad.contains(target) }));
         for line in self.lines.values_mut() {
-            line.monitor.mark_bad(|target| bad.contains(target));
+            line.monitor.mark_bad(|target| bad.contains(target), now);
         }
         self.bad = bad;
     }
@@ -700,3 +713,6 @@ pub struct LineUse {
     pub wan: WanName,
     pub buckets: u16,
 }
+
+#[cfg(test)]
+mod tests;
