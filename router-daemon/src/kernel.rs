@@ -8,15 +8,24 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
+use config::model::Kick;
 use mwan::{KernelState, Step};
 
-use links::Table;
-use netlink::{NETLINK_ROUTE, Socket};
+use self::burial::Burials;
+use self::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
+use crate::counters::Counters;
 
+mod burial;
+mod conntrack;
+mod elements;
+mod kick;
 mod links;
 mod netlink;
+pub mod nflog;
 mod routing;
+mod ruleset;
 mod sysctl;
+pub mod watch;
 
 /// The kernel could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,63 +58,87 @@ pub trait Kernel: Send {
 #[derive(Debug)]
 pub struct LinuxKernel {
     route: Socket,
+    table: ruleset::Table,
+    burials: Burials,
 }
 
 impl LinuxKernel {
-    /// `run` is the daemon's directory for what must survive a restart and not a reboot.
-    pub async fn open(_run: &Path) -> io::Result<Self> {
-        Ok(Self { route: Socket::open(NETLINK_ROUTE)? })
+    /// `run` is the daemon's directory for what must survive a restart and not a reboot. Fails where `nft` is missing
+    /// or too old.
+    pub async fn open(run: &Path) -> io::Result<Self> {
+        Ok(Self {
+            route: Socket::open(NETLINK_ROUTE)?,
+            table: ruleset::Table::open(run).await?,
+            burials: Burials::default(),
+        })
     }
 
     async fn carry_out(&mut self, step: &Step) -> io::Result<()> {
+        let route = &mut self.route;
         match step {
-            Step::SetLink { name, link } => links::set(&mut self.route, name, link),
+            Step::CloseDoor => self.table.close_door().await,
+            Step::SetLink { name, link } => links::set(route, name, link),
             Step::SetSysctl { name, value } | Step::OpenForwarding { name, value } => sysctl::set(name, value),
-            Step::AddAddress(address) => {
-                let links = self.links()?;
-                routing::add_address(&mut self.route, &links, address)
+            Step::AddAddress(address) => routing::add_address(route, address),
+            Step::SetRoute { key, hop } => routing::set_route(route, key, hop),
+            Step::AddRule(rule) => routing::add_rule(route, rule),
+            Step::LoadRuleset { ruleset, buckets, dead } => {
+                self.burials.keep(dead);
+                self.table.load(ruleset, buckets, dead).await
             }
-            Step::SetRoute { key, hop } => {
-                let links = self.links()?;
-                routing::set_route(&mut self.route, &links, key, hop)
+            Step::Revive(class) => {
+                self.burials.stop(*class);
+                self.table.remove_dead(*class)
             }
-            Step::AddRule(rule) => routing::add_rule(&mut self.route, rule),
-            Step::CloseDoor
-            | Step::LoadRuleset { .. }
-            | Step::Revive(_)
-            | Step::SetBuckets { .. }
-            | Step::Bury { .. } => Err(io::ErrorKind::Unsupported.into()),
-            Step::DeleteRule(rule) => routing::delete_rule(&mut self.route, rule),
-            Step::DeleteRoute(key) => routing::delete_route(&mut self.route, key),
-            Step::DeleteAddress(address) => {
-                let links = self.links()?;
-                routing::delete_address(&mut self.route, &links, address)
+            Step::SetBuckets { key, buckets } => self.table.set_buckets(key, buckets),
+            Step::Bury { class, kick } => {
+                self.table.add_dead(*class)?;
+                self.burials.begin(*class, *kick).await
             }
-            Step::DeleteLink(name) => links::delete(&mut self.route, name),
+            Step::DeleteRule(rule) => routing::delete_rule(route, rule),
+            Step::DeleteRoute(key) => routing::delete_route(route, key),
+            Step::DeleteAddress(address) => routing::delete_address(route, address),
+            Step::DeleteLink(name) => links::delete(route, name),
         }
-    }
-
-    fn links(&mut self) -> io::Result<Table> {
-        Table::read(&mut self.route)
     }
 }
 
 impl Kernel for LinuxKernel {
     async fn observe(&mut self, want: &KernelState) -> Result<KernelState, ObserveError> {
-        let links = read("links", self.links())?;
+        let route = &mut self.route;
+        let links = read("links", links::Table::read(route))?;
+        let table = read("the nft table", self.table.observe().await)?;
         Ok(KernelState {
             links: links.observed(want),
-            addresses: read("addresses", routing::addresses(&mut self.route, &links))?,
+            addresses: read("addresses", routing::addresses(route, &links))?,
             sysctls: read("sysctls", sysctl::observed(&want.sysctls))?,
-            rules: read("rules", routing::rules(&mut self.route))?,
-            routes: read("routes", routing::routes(&mut self.route, &links))?,
-            ..KernelState::default()
+            rules: read("rules", routing::rules(route))?,
+            routes: read("routes", routing::routes(route, &links))?,
+            ruleset: table.state,
+            buckets: table.buckets,
+            // The kernel knows which classes are dead, not what their inside ends were told.
+            dead: table.dead.into_iter().map(|class| (class, want.dead.get(&class).copied().unwrap_or(Kick::All))).collect(),
         })
     }
 
     async fn apply(&mut self, step: &Step) -> Result<(), StepError> {
-        self.carry_out(step).await.map_err(|source| StepError { step: format!("{step:?}"), source })
+        self.carry_out(step).await.map_err(|source| StepError { step: step.to_string(), source })
     }
+}
+
+/// Everything the kernel counts for us, read on sockets of its own: any task may ask.
+pub async fn counters() -> io::Result<Counters> {
+    // Some hundred thousand flows take a tenth of a second to count.
+    aside(|| {
+        let mut socket = Socket::open(NETLINK_NETFILTER)?;
+        Ok(Counters { flows: conntrack::count(&mut socket)?, ..elements::counters(&mut socket)? })
+    })
+    .await
+}
+
+/// Work that may take long enough to make others wait.
+pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 fn read<T>(what: &'static str, result: io::Result<T>) -> Result<T, ObserveError> {

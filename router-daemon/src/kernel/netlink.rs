@@ -382,9 +382,14 @@ impl Listener {
         Ok(Self { socket })
     }
 
-    /// A request whose answer arrives among the messages.
-    pub(crate) fn tell(&self, message: Message) -> io::Result<()> {
-        self.socket.socket_ref().send_to(&message.finish(1, 0), &SocketAddr::new(0, 0), 0).map(drop)
+    /// One change, before listening begins: what is heard until it is acknowledged is dropped.
+    pub(crate) fn ask(&self, message: Message) -> io::Result<()> {
+        self.socket.socket_ref().send_to(&message.finish(1, NLM_F_ACK), &SocketAddr::new(0, 0), 0)?;
+        loop {
+            if let Some(answer) = receive(self.socket.socket_ref())?.iter().find(|found| found.kind == NLMSG_ERROR) {
+                return verdict(answer).map_err(Into::into);
+            }
+        }
     }
 
     pub(crate) async fn next(&self) -> io::Result<Heard> {

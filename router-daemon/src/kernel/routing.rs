@@ -25,7 +25,8 @@ pub(crate) fn own_addresses(socket: &mut Socket) -> io::Result<BTreeSet<IpAddr>>
     Ok(all.iter().filter_map(|message| net_of(message).map(|net| net.addr())).collect())
 }
 
-pub(crate) fn add_address(socket: &mut Socket, links: &Table, wanted: &Address) -> io::Result<()> {
+pub(crate) fn add_address(socket: &mut Socket, wanted: &Address) -> io::Result<()> {
+    let links = &Table::read(socket)?;
     match socket.ask(address_message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, links.index(&wanted.link)?, wanted)) {
         // Ours, somebody else's, or ours with another flag. The last two are put right.
         Err(error) if errno(&error) == Some(Errno::EEXIST as i32) => {
@@ -40,7 +41,8 @@ pub(crate) fn add_address(socket: &mut Socket, links: &Table, wanted: &Address) 
     }
 }
 
-pub(crate) fn delete_address(socket: &mut Socket, links: &Table, unwanted: &Address) -> io::Result<()> {
+pub(crate) fn delete_address(socket: &mut Socket, unwanted: &Address) -> io::Result<()> {
+    let links = &Table::read(socket)?;
     // The kernel tells addresses apart by link and prefix only; its flags may have been put right before.
     let Some(link) = links.named(unwanted.link.as_str()) else { return Ok(()) };
     if !addresses(socket, links)?.contains(unwanted) {
@@ -79,12 +81,13 @@ pub(crate) fn routes(socket: &mut Socket, links: &Table) -> io::Result<BTreeMap<
     Ok(routes)
 }
 
-pub(crate) fn set_route(socket: &mut Socket, links: &Table, key: &RouteKey, hop: &NextHop) -> io::Result<()> {
+pub(crate) fn set_route(socket: &mut Socket, key: &RouteKey, hop: &NextHop) -> io::Result<()> {
+    let links = &Table::read(socket)?;
     let kind = match hop {
         NextHop::Gateway { .. } | NextHop::Direct { .. } => RTN_UNICAST,
         NextHop::Unreachable => RTN_UNREACHABLE,
     };
-    let mut message = route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, key, kind, scope(key, hop));
+    let mut message = route_message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, key, kind, scope(hop));
     match hop {
         NextHop::Gateway { link, gateway, source } => {
             message = with_address(message, RTA_GATEWAY, *gateway).u32(RTA_OIF, links.index(link)?);
@@ -243,15 +246,14 @@ fn route_message(kind: u16, flags: u16, key: &RouteKey, route: u8, scope: u8) ->
     if key.destination.prefix_len() == 0 { message } else { with_address(message, RTA_DST, key.destination.network()) }
 }
 
-fn scope(key: &RouteKey, hop: &NextHop) -> u8 {
-    match (key.family, hop) {
-        (Family::V4, NextHop::Direct { .. }) => RT_SCOPE_LINK,
-        (Family::V6, NextHop::Direct { .. }) => RT_SCOPE_LINK,
-        (Family::V4 | Family::V6, NextHop::Gateway { .. } | NextHop::Unreachable) => RT_SCOPE_UNIVERSE,
+fn scope(hop: &NextHop) -> u8 {
+    match hop {
+        NextHop::Direct { .. } => RT_SCOPE_LINK,
+        NextHop::Gateway { .. } | NextHop::Unreachable => RT_SCOPE_UNIVERSE,
     }
 }
 
-fn with_address(message: Message, kind: u16, address: IpAddr) -> Message {
+pub(crate) fn with_address(message: Message, kind: u16, address: IpAddr) -> Message {
     match address {
         IpAddr::V4(address) => message.attr(kind, &address.octets()),
         IpAddr::V6(address) => message.attr(kind, &address.octets()),

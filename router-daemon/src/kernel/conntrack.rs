@@ -1,0 +1,117 @@
+//! Connection tracking over nfnetlink: which flows a class has, and their end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+
+use config::units::{Family, Mark, WanId};
+use mwan::state::FlowClass;
+use nix::errno::Errno;
+
+use super::netlink::{Attributes, Message, Received, Socket, done_if};
+use super::routing::{af, family_of, ip};
+
+/// A tracked flow, both ways.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Flow {
+    pub(crate) family: Family,
+    pub(crate) mark: Mark,
+    /// As the first packet had it.
+    pub(crate) original: Tuple,
+    /// As an answer has it: behind NAT its destination is not the source of the original.
+    pub(crate) reply: Tuple,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tuple {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) protocol: u8,
+    /// Zero where the protocol has none.
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+}
+
+/// The flows of a class, at most so many.
+pub(crate) fn flows(socket: &mut Socket, class: FlowClass, limit: usize) -> io::Result<Vec<Flow>> {
+    let mut flows = Vec::new();
+    socket.dump_into(of_class(IPCTNL_MSG_CT_GET, class), |message| {
+        if flows.len() < limit {
+            flows.extend(flow(&message).filter(|flow| flow.family == class.family));
+        }
+    })?;
+    Ok(flows)
+}
+
+/// Ends every flow of a class, in one message.
+pub(crate) fn end(socket: &mut Socket, class: FlowClass) -> io::Result<()> {
+    done_if(socket.ask(of_class(IPCTNL_MSG_CT_DELETE, class)), &[Errno::ENOENT]).map(drop)
+}
+
+/// How many flows each line carries.
+pub(crate) fn count(socket: &mut Socket) -> io::Result<BTreeMap<(WanId, Family), u64>> {
+    let mut flows = BTreeMap::new();
+    let all = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0]);
+    // Nothing but the count of a table that never stands still: a part that is missing or told twice does no harm.
+    socket.dump_into(all, |message| {
+        let mark = message.attributes(NFGENMSG).be32(CTA_MARK).unwrap_or_default();
+        let family = message.body.first().copied().and_then(family_of);
+        if let Some(class) = family.and_then(|family| FlowClass::from_mark(family, Mark(mark))) {
+            *flows.entry((class.wan, class.family)).or_default() += 1;
+        }
+    })?;
+    Ok(flows)
+}
+
+fn of_class(message: u16, class: FlowClass) -> Message {
+    // The kernel reads the family of a deletion only from messages of version 1.
+    Message::new(kind(message), 0, &[af(class.family), NFNETLINK_V1, 0, 0])
+        .be32(CTA_MARK, class.mark().0)
+        .be32(CTA_MARK_MASK, FlowClass::MASK)
+}
+
+fn flow(message: &Received) -> Option<Flow> {
+    let attributes = message.attributes(NFGENMSG);
+    Some(Flow {
+        family: family_of(*message.body.first()?)?,
+        mark: Mark(attributes.be32(CTA_MARK)?),
+        original: tuple(attributes.nested(CTA_TUPLE_ORIG))?,
+        reply: tuple(attributes.nested(CTA_TUPLE_REPLY))?,
+    })
+}
+
+fn tuple(attributes: Attributes<'_>) -> Option<Tuple> {
+    let addresses = attributes.nested(CTA_TUPLE_IP);
+    let protocol = attributes.nested(CTA_TUPLE_PROTO);
+    let address = |v4, v6| addresses.get(v4).or_else(|| addresses.get(v6)).and_then(ip);
+    Some(Tuple {
+        source: address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
+        destination: address(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
+        protocol: protocol.u8(CTA_PROTO_NUM)?,
+        source_port: protocol.be16(CTA_PROTO_SRC_PORT).unwrap_or_default(),
+        destination_port: protocol.be16(CTA_PROTO_DST_PORT).unwrap_or_default(),
+    })
+}
+
+fn kind(message: u16) -> u16 {
+    NFNL_SUBSYS_CTNETLINK << 8 | message
+}
+
+const NFGENMSG: usize = 4;
+const NFNETLINK_V1: u8 = 1;
+const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_GET: u16 = 1;
+const IPCTNL_MSG_CT_DELETE: u16 = 2;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_MARK: u16 = 8;
+const CTA_MARK_MASK: u16 = 21;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
