@@ -117,7 +117,11 @@ impl Kernel for LinuxKernel {
             ruleset: table.state,
             buckets: table.buckets,
             // The kernel knows which classes are dead, not what their inside ends were told.
-            dead: table.dead.into_iter().map(|class| (class, want.dead.get(&class).copied().unwrap_or(Kick::All))).collect(),
+            dead: table
+                .dead
+                .into_iter()
+                .map(|class| (class, want.dead.get(&class).copied().unwrap_or(Kick::All)))
+                .collect(),
         })
     }
 

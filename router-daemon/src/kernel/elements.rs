@@ -71,9 +71,7 @@ pub(crate) fn set_buckets(
             list.nest(NFTA_LIST_ELEM, |element| {
                 with_key(element, &number.to_ne_bytes()).nest(NFTA_SET_ELEM_DATA, |data| {
                     data.nest(NFTA_DATA_VERDICT, |verdict| {
-                        verdict
-                            .be32(NFTA_VERDICT_CODE, NFT_GOTO)
-                            .text(NFTA_VERDICT_CHAIN, &slot.chain_name())
+                        verdict.be32(NFTA_VERDICT_CODE, NFT_GOTO).text(NFTA_VERDICT_CHAIN, &slot.chain_name())
                     })
                 })
             })
@@ -174,9 +172,8 @@ fn class(key: &[u8]) -> Option<FlowClass> {
 
 /// What is not there holds nothing: the boot ruleset counts nothing.
 fn dump(socket: &mut Socket, set: &str, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
-    let question = message(NFT_MSG_GETSETELEM, 0)
-        .text(NFTA_SET_ELEM_LIST_TABLE, TABLE)
-        .text(NFTA_SET_ELEM_LIST_SET, set);
+    let question =
+        message(NFT_MSG_GETSETELEM, 0).text(NFTA_SET_ELEM_LIST_TABLE, TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
     let replies = done_if(socket.dump(&question), &[Errno::ENOENT])?;
     let lists = replies.iter().map(|reply: &Received| reply.attributes(NFGENMSG).nested(NFTA_SET_ELEM_LIST_ELEMENTS));
     lists.flatten().for_each(|(_, element)| each(Attributes(element)));

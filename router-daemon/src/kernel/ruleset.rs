@@ -319,7 +319,13 @@ impl Nft {
         }
         let words = String::from_utf8_lossy(&output.stderr);
         let words: Vec<_> = words.lines().take(WORDS).collect();
-        Err(io::Error::other(format!("{} {}: {}: {}", self.name(), arguments.join(" "), output.status, words.join("\n"))))
+        Err(io::Error::other(format!(
+            "{} {}: {}: {}",
+            self.name(),
+            arguments.join(" "),
+            output.status,
+            words.join("\n")
+        )))
     }
 
     fn name(&self) -> String {

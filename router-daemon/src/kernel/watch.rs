@@ -93,7 +93,8 @@ impl Watch {
         }
         if news.overrun {
             let all = self.asker.dump(&Message::new(RTM_GETNEIGH, 0, &[0; NDMSG]))?;
-            self.waiting.extend(all.iter().filter_map(|message| neighbour(message, &self.table)).map(Change::Neighbour));
+            self.waiting
+                .extend(all.iter().filter_map(|message| neighbour(message, &self.table)).map(Change::Neighbour));
         } else {
             let told = news.neighbours.iter().filter_map(|message| neighbour(message, &self.table));
             self.waiting.extend(told.map(Change::Neighbour));
