@@ -3,6 +3,7 @@
 pub mod api;
 pub mod ask;
 pub mod counters;
+pub mod difference;
 pub mod event_log;
 #[cfg(test)]
 mod fixture;
