@@ -29,7 +29,15 @@ pub fn overview(lab: &Lab) {
     }
     for vlan in &lab.site().vlans {
         let address = |v6| vlan.address(v6).map(|address| address.to_string()).unwrap_or_default();
-        println!("vlan {:<4} {}-{:<6} {:<14} {} {}", vlan.id, lab.name(), vlan.port(), vlan.name, address(false), address(true));
+        println!(
+            "vlan {:<4} {}-{:<6} {:<14} {} {}",
+            vlan.id,
+            lab.name(),
+            vlan.port(),
+            vlan.name,
+            address(false),
+            address(true)
+        );
     }
     println!("internet  {}-internet, 198.51.100.0/24 2001:db8:100::/64, every port answers", lab.name());
 }

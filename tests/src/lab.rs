@@ -265,15 +265,12 @@ impl Lab {
             self.build_isp(wan)?;
         }
         for vlan in &self.site.vlans {
-            let mut lines = format!("link add eth0 type veth peer name {} netns {}\n", vlan.port(), self.router().name());
-            for address in &vlan.addresses {
-                lines.push_str(&address_line("add", *address, "eth0"));
-            }
-            lines.push_str("link set eth0 up\n");
-            for gateway in &vlan.gateways {
-                lines.push_str(&format!("route add default via {}\n", gateway.addr()));
-            }
-            self.host(vlan.id).ip(&lines)?;
+            let mut lines =
+                vec![format!("link add eth0 type veth peer name {} netns {}\n", vlan.port(), self.router().name())];
+            lines.extend(vlan.addresses.iter().map(|address| address_line("add", *address, "eth0")));
+            lines.push("link set eth0 up\n".to_owned());
+            lines.extend(vlan.gateways.iter().map(|gateway| format!("route add default via {}\n", gateway.addr())));
+            self.host(vlan.id).ip(&lines.concat())?;
         }
 
         let servers: Vec<(String, Netns)> = [("internet".to_owned(), self.internet())]
@@ -296,17 +293,12 @@ impl Lab {
 
     fn build_internet(&self) -> Result<()> {
         let internet = self.internet();
-        let mut lines = String::from(
-            "route add local 198.51.100.0/24 dev lo\n\
-             route add local 2001:db8:100::/64 dev lo\n",
-        );
-        for address in TARGETS4 {
-            lines.push_str(&format!("addr add {address}/32 dev lo\n"));
-        }
-        for address in TARGETS6 {
-            lines.push_str(&format!("addr add {address}/128 dev lo nodad\n"));
-        }
-        internet.ip(&lines)
+        let own4 = TARGETS4.iter().map(|address| format!("addr add {address}/32 dev lo\n"));
+        let own6 = TARGETS6.iter().map(|address| format!("addr add {address}/128 dev lo nodad\n"));
+        let lines: String = own4.chain(own6).collect();
+        // Every address of these is the Internet's own.
+        internet
+            .ip(&format!("{lines}route add local 198.51.100.0/24 dev lo\nroute add local 2001:db8:100::/64 dev lo\n"))
     }
 
     fn build_isp(&self, wan: &Wan) -> Result<()> {
@@ -314,16 +306,16 @@ impl Lab {
         self.isp(n).ip(&format!(
             "link add cust type veth peer name wan{n} netns {router}\n\
              link add net0 type veth peer name isp{n} netns {internet}\n\
+             link set cust up\n\
+             link set net0 up\n\
              {addresses}\
              addr add 100.127.{n}.2/30 dev net0\n\
              addr add fd00:100:{n}::2/64 dev net0 nodad\n\
-             link set cust up\n\
-             link set net0 up\n\
              route add default via 100.127.{n}.1\n\
              route add default via fd00:100:{n}::1\n",
             router = self.router().name(),
             internet = self.internet().name(),
-            addresses = self.customer_side(wan),
+            addresses = customer_side(wan),
         ))?;
         // With the same subnet everywhere, only the router's own address tells the lines apart.
         let (net4, net6) = if self.same_gateway {
@@ -340,46 +332,29 @@ impl Lab {
         ))
     }
 
-    /// The addresses the ISP has towards the router. The kernel drops link-local ones with the carrier, so that they
-    /// are set again with it.
-    fn customer_side(&self, wan: &Wan) -> String {
-        let prefix6 = if wan.gateway6.is_unicast_link_local() { 64 } else { wan.router6.prefix_len() };
-        let mut lines = format!(
-            "addr replace {}/{} dev cust\naddr replace {}/{prefix6} dev cust nodad\n",
-            wan.gateway4,
-            wan.router4.prefix_len(),
-            wan.gateway6
-        );
-        if wan.gateway6.is_unicast_link_local() {
-            lines.push_str(&format!("route replace {} dev cust\n", wan.router6.trunc()));
-        }
-        lines
-    }
-
     fn set_faults(&mut self, number: u8, faults: Vec<Fault>) -> Result<()> {
         let Some(wan) = self.site.wans.iter().find(|wan| wan.number == number).cloned() else {
             bail!("there is no isp{number} in this lab, which has {} lines", self.site.wans.len());
         };
         let isp = self.isp(number);
-        let before = self.faults.insert(number, faults.clone()).unwrap_or_default();
+        let rules = Fault::ruleset(&faults, "cust");
+        let slow = delay_of(&faults);
+        let out = faults.contains(&Fault::Carrier);
+        let before = self.faults.insert(number, faults).unwrap_or_default();
         self.save()?;
-        let nft = |faults: &[Fault]| feed(Root::find()?.command(&isp, "nft").args(["-f", "-"]), &Fault::ruleset(faults, "cust"));
 
-        let slow = |faults: &[Fault]| faults.iter().copied().find(|fault| matches!(fault, Fault::Delay { .. }));
-        if slow(&before) != slow(&faults) {
+        if delay_of(&before) != slow {
             self.remove_emulator(number)?;
-            if let Some(Fault::Delay { delay, jitter }) = slow(&faults) {
+            if let Some((delay, jitter)) = slow {
                 self.insert_emulator(number, delay, jitter)?;
             }
         }
-        let dropping = |faults: &[Fault]| Fault::ruleset(faults, "cust");
-        if dropping(&before) != dropping(&faults) {
-            nft(&faults)?;
+        if Fault::ruleset(&before, "cust") != rules {
+            feed(Root::find()?.command(&isp, "nft").args(["-f", "-"]), &rules)?;
         }
-        let out = |faults: &[Fault]| faults.contains(&Fault::Carrier);
-        match (out(&before), out(&faults)) {
+        match (before.contains(&Fault::Carrier), out) {
             (false, true) => isp.ip("link set cust down\n")?,
-            (true, false) => isp.ip(&format!("link set cust up\n{}", self.customer_side(&wan)))?,
+            (true, false) => isp.ip(&format!("link set cust up\n{}", customer_side(&wan)))?,
             (true, true) | (false, false) => {}
         }
         Ok(())
@@ -581,6 +556,13 @@ fn started(pid: i32) -> Option<u64> {
     fields.nth(18)?.parse().ok().filter(|_| state != "Z")
 }
 
+fn delay_of(faults: &[Fault]) -> Option<(Duration, Duration)> {
+    faults.iter().find_map(|fault| match fault {
+        Fault::Delay { delay, jitter } => Some((*delay, *jitter)),
+        Fault::Carrier | Fault::Blackhole | Fault::Loss(_) | Fault::Dns | Fault::Http => None,
+    })
+}
+
 /// What every namespace of the lab has.
 fn prepare(namespace: &Netns) -> Result<()> {
     namespace.sysctls([
@@ -596,6 +578,24 @@ fn prepare(namespace: &Netns) -> Result<()> {
         ("net/ipv6/icmp/ratelimit", "0"),
     ])?;
     namespace.ip("link set lo up\n")
+}
+
+/// The addresses the ISP has towards the router. The kernel drops link-local ones with the carrier, so that they
+/// are set again with it.
+fn customer_side(wan: &Wan) -> String {
+    let lines = |prefix6: u8, route: &str| {
+        format!(
+            "addr replace {}/{} dev cust\naddr replace {}/{prefix6} dev cust nodad\n{route}",
+            wan.gateway4,
+            wan.router4.prefix_len(),
+            wan.gateway6
+        )
+    };
+    if wan.gateway6.is_unicast_link_local() {
+        lines(64, &format!("route replace {} dev cust\n", wan.router6.trunc()))
+    } else {
+        lines(wan.router6.prefix_len(), "")
+    }
 }
 
 fn address_line(verb: &str, address: IpNet, interface: &str) -> String {

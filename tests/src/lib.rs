@@ -11,3 +11,19 @@ pub mod root;
 pub mod site;
 pub mod traffic;
 pub mod world;
+
+/// Whether labs can be built here; if not, why. With `QUADWAY_MUST_RUN` set, as `make test` sets it, a test may
+/// not be skipped for that.
+pub fn can_run() -> anyhow::Result<()> {
+    let possible = if nix::unistd::geteuid().is_root() {
+        root::Root::find().map(drop)
+    } else {
+        Err(anyhow::anyhow!("network namespaces need root"))
+    };
+    match possible {
+        Err(reason) if std::env::var_os("QUADWAY_MUST_RUN").is_some() => {
+            panic!("this must run here, but {reason:#}")
+        }
+        other => other,
+    }
+}

@@ -58,25 +58,17 @@ impl Fault {
 
     /// The whole nft script of a line with these faults. Loading it replaces whatever faults were there.
     pub fn ruleset(faults: &[Self], interface: &str) -> String {
+        let cleared = "table netdev faults\ndelete table netdev faults\n";
         let rules: Vec<_> = faults.iter().filter_map(|fault| fault.rules()).collect();
-        let mut script = String::from("table netdev faults\ndelete table netdev faults\n");
         if rules.is_empty() {
-            return script;
+            return cleared.to_owned();
         }
-        script.push_str("table netdev faults {\n");
-        for (chain, rules) in [
-            ("ingress", rules.iter().map(|(from, _)| from).collect::<Vec<_>>()),
-            ("egress", rules.iter().map(|(_, to)| to).collect()),
-        ] {
-            script.push_str(&format!("chain {chain} {{\ntype filter hook {chain} device \"{interface}\" priority 0\n"));
-            for rule in rules {
-                script.push_str(rule);
-                script.push('\n');
-            }
-            script.push_str("}\n");
-        }
-        script.push_str("}\n");
-        script
+        let (from, to): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        let chain = |hook: &str, rules: &[String]| {
+            let rules = rules.join("\n");
+            format!("chain {hook} {{\ntype filter hook {hook} device \"{interface}\" priority 0\n{rules}\n}}\n")
+        };
+        format!("{cleared}table netdev faults {{\n{}{}}}\n", chain("ingress", &from), chain("egress", &to))
     }
 
     /// Whether both are the same kind of fault, so that one replaces the other.
@@ -154,13 +146,8 @@ pub fn emulate(interface: &str, peer: [u8; 6], delay: Duration, jitter: Duration
     let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
     let mut last = Instant::now();
     loop {
-        let length = recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut [IoSliceMut::new(&mut buffer)],
-            None,
-            MsgFlags::empty(),
-        )?
-        .bytes;
+        let length =
+            recvmsg::<()>(socket.as_raw_fd(), &mut [IoSliceMut::new(&mut buffer)], None, MsgFlags::empty())?.bytes;
         let frame = &mut buffer[..length];
         // The socket hears what it sends, too; only frames sent to this end are to be handed back.
         if length < 14 || frame[..6] != own {

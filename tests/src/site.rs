@@ -154,11 +154,8 @@ fn lines(file: &mut DocumentMut, count: u8, same_gateway: bool) -> Result<Vec<Wa
         tables.remove(name);
     }
 
-    let main = file
-        .get("router")
-        .and_then(|router| router.get("default_policy"))
-        .and_then(Item::as_str)
-        .map(str::to_owned);
+    let main =
+        file.get("router").and_then(|router| router.get("default_policy")).and_then(Item::as_str).map(str::to_owned);
     if let Some(policies) = file.get_mut("policy").and_then(Item::as_table_like_mut) {
         for (name, policy) in policies.iter_mut() {
             let Some(members) = policy.get_mut("members").and_then(Item::as_array_mut) else { continue };
@@ -192,7 +189,7 @@ fn member_wan(member: &Value) -> Option<&str> {
 fn probe() -> InlineTable {
     let targets = TARGETS4.iter().map(ToString::to_string).chain(TARGETS6.iter().map(ToString::to_string));
     let mut probe = InlineTable::new();
-    probe.insert("targets", Array::from_iter(targets.map(|address| format!("icmp {address}"))).into());
+    probe.insert("targets", targets.map(|address| format!("icmp {address}")).collect::<Array>().into());
     for (key, value) in [("interval", "100ms"), ("timeout", "100ms"), ("hold", "1s"), ("hold_max", "8s")] {
         probe.insert(key, value.into());
     }
@@ -219,7 +216,7 @@ fn segments(file: &mut DocumentMut) -> Result<Vec<Vlan>> {
             // fd10:10:30::/64 for VLAN 30, digit for digit.
             gateways.push(format!("fd10:10:{id}::1/64").parse()?);
             let addresses = gateways.iter().map(ToString::to_string);
-            table.insert("addresses", toml_edit::value(Array::from_iter(addresses)));
+            table.insert("addresses", toml_edit::value(addresses.collect::<Array>()));
         }
         for key in ["trunk", "native"] {
             table.remove(key);
@@ -244,10 +241,11 @@ fn populate(name: String, id: u16, gateways: Vec<IpNet>, hosts: &BTreeMap<String
     let mut addresses = Vec::new();
     let mut add = |address: IpAddr| {
         let prefix = gateways.iter().find(|net| net.contains(&address)).map(IpNet::prefix_len);
-        if let Some(net) = prefix.and_then(|prefix| IpNet::new(address, prefix).ok()) {
-            if !addresses.contains(&net) && gateways.iter().all(|own| own.addr() != address) {
-                addresses.push(net);
-            }
+        if let Some(net) = prefix.and_then(|prefix| IpNet::new(address, prefix).ok())
+            && !addresses.contains(&net)
+            && gateways.iter().all(|own| own.addr() != address)
+        {
+            addresses.push(net);
         }
     };
     let mut documented: Vec<IpAddr> = hosts.values().flatten().copied().collect();
@@ -273,10 +271,10 @@ fn populate(name: String, id: u16, gateways: Vec<IpNet>, hosts: &BTreeMap<String
     Vlan { name, id, gateways, hosts, addresses }
 }
 
-/// 10.10.10.20 in fd10:10:10::/64 is fd10:10:10::20, digit for digit.
+/// `10.10.10.20` in `fd10:10:10::/64` is `fd10:10:10::20`, digit for digit.
 fn suffixed(net: Ipv6Net, like: Ipv4Addr) -> Ipv6Addr {
     let last = u128::from(like.octets()[3]);
-    let digits = (last / 100) << 8 | (last / 10 % 10) << 4 | last % 10;
+    let digits = ((last / 100) << 8) | ((last / 10 % 10) << 4) | (last % 10);
     Ipv6Addr::from_bits(net.network().to_bits() | digits)
 }
 
@@ -305,9 +303,7 @@ fn strings(item: Option<&Item>) -> Vec<&str> {
 }
 
 fn section<'a>(file: &'a mut DocumentMut, key: &str) -> Result<&'a mut dyn toml_edit::TableLike> {
-    file.get_mut(key)
-        .and_then(Item::as_table_like_mut)
-        .with_context(|| format!("the site file has no [{key}.NAME]"))
+    file.get_mut(key).and_then(Item::as_table_like_mut).with_context(|| format!("the site file has no [{key}.NAME]"))
 }
 
 #[cfg(test)]
@@ -324,7 +320,11 @@ mod tests {
         assert_eq!(site.wans[1].router6.to_string(), "2001:db8:ff02::2/64");
         assert_eq!(site.wan_of("100.64.2.2".parse().unwrap()).unwrap().name, "wan2");
         assert!(!site.text.contains("203.0.113"), "{}", site.text);
-        assert!(site.text.contains("access    = [\"v10\"]") || site.text.contains("access = [\"v10\"]"), "{}", site.text);
+        assert!(
+            site.text.contains("access    = [\"v10\"]") || site.text.contains("access = [\"v10\"]"),
+            "{}",
+            site.text
+        );
     }
 
     #[test]

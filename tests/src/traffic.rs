@@ -44,22 +44,12 @@ impl Answer {
 
 /// Sends one packet (for TCP: opens a connection and reads the greeting) from `source`, or from the address the
 /// system chooses.
-pub fn probe(
-    from: &Netns,
-    source: Option<IpAddr>,
-    to: IpAddr,
-    probe: Probe,
-    patience: Duration,
-) -> Result<Answer> {
+pub fn probe(from: &Netns, source: Option<IpAddr>, to: IpAddr, probe: Probe, patience: Duration) -> Result<Answer> {
     from.enter(|| probe_here(source, to, probe, patience))?
 }
 
 /// Many probes at once, answered in their order.
-pub fn probe_all(
-    from: &Netns,
-    probes: &[(Option<IpAddr>, IpAddr, Probe)],
-    patience: Duration,
-) -> Result<Vec<Answer>> {
+pub fn probe_all(from: &Netns, probes: &[(Option<IpAddr>, IpAddr, Probe)], patience: Duration) -> Result<Vec<Answer>> {
     let next = Mutex::new(0..probes.len());
     let answers = Mutex::new(BTreeMap::new());
     from.enter(|| {
@@ -95,7 +85,12 @@ fn probe_here(source: Option<IpAddr>, to: IpAddr, probe: Probe, patience: Durati
             let exchange = || {
                 socket.connect(SocketAddr::new(to, port))?;
                 socket.send(b"anybody there?")?;
-                socket.recv(&mut [0; 64])
+                loop {
+                    match socket.recv(&mut [0; 64]) {
+                        Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                        done => return done,
+                    }
+                }
             };
             exchange().map_or_else(verdict, |_| Ok(Answer::Open(None)))
         }
@@ -103,12 +98,12 @@ fn probe_here(source: Option<IpAddr>, to: IpAddr, probe: Probe, patience: Durati
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are the standard library's")]
 fn verdict(error: std::io::Error) -> Result<Answer> {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(Answer::Silent),
-        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Ok(Answer::Refused),
-        // A server that closes before it greets was reached, but its connection was cut.
-        ErrorKind::UnexpectedEof => Ok(Answer::Refused),
+        // An end before the greeting is a connection that was cut.
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Ok(Answer::Refused),
         ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::PermissionDenied => {
             Ok(Answer::Unreachable)
         }
@@ -136,7 +131,7 @@ fn connect(
     stream.set_read_timeout(Some(left))?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
-    let greeting = line.parse().map_err(|_| std::io::Error::from(ErrorKind::UnexpectedEof))?;
+    let greeting = line.parse().map_err(|error: anyhow::Error| std::io::Error::new(ErrorKind::UnexpectedEof, error))?;
     Ok((stream, Some(greeting)))
 }
 
@@ -169,6 +164,7 @@ fn ping(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Answer
         let mut buffer = [0; 1500];
         let length = match (&socket).read(&mut buffer) {
             Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return verdict(error),
         };
         // IPv4 raw sockets deliver the IP header, too.

@@ -70,9 +70,8 @@ pub fn serve(name: &str, ready: impl FnOnce()) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut servers = tokio::task::JoinSet::new();
-        for (port, service) in [(ECHO, Service::Echo), (DNS, Service::Dns)]
-            .into_iter()
-            .chain(HTTP.map(|port| (port, Service::Http)))
+        for (port, service) in
+            [(ECHO, Service::Echo), (DNS, Service::Dns)].into_iter().chain(HTTP.map(|port| (port, Service::Http)))
         {
             let listener = listen(port).with_context(|| format!("cannot listen on TCP port {port}"))?;
             servers.spawn(accept(listener, service, name.to_owned()));
@@ -177,8 +176,7 @@ fn udp_once(socket: &UdpSocket, reply: fn(&[u8]) -> Option<Vec<u8>>) -> Result<(
     let mut control = nix::cmsg_space!(nix::libc::in6_pktinfo);
     let (length, peer, own) = {
         let mut slices = [IoSliceMut::new(&mut buffer)];
-        let got =
-            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
+        let got = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
         let own = got.cmsgs()?.next();
         (got.bytes, got.address.context("a datagram without a sender")?, own)
     };

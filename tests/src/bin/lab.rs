@@ -104,8 +104,7 @@ fn main() -> Result<()> {
             let place = Lab::open(name)?.place(&host)?;
             let (program, arguments) = command.split_first().context("no command")?;
             // The place's own /sys comes with `ip netns exec`.
-            let error =
-                Command::new("ip").args(["netns", "exec", place.name()]).arg(program).args(arguments).exec();
+            let error = Command::new("ip").args(["netns", "exec", place.name()]).arg(program).args(arguments).exec();
             Err(error).with_context(|| format!("cannot run {program}"))
         }
         What::Ctl { arguments } => {

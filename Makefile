@@ -1,0 +1,48 @@
+# Quadway: lab shows it, test proves it. Both run as root on Debian 12 or 13 with rustup's stable toolchain.
+
+ROOT := $(CURDIR)/target/lab/root-trixie
+PACKAGES := build-essential debian-archive-keyring iproute2 mmdebstrap util-linux
+# `make lab CARGO_FLAGS=--release` plays with the fast binaries.
+CARGO_FLAGS ?=
+PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
+LAB := target/$(PROFILE)/lab
+
+.PHONY: help lab test packages root clean-lab
+
+help:
+	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
+	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
+	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
+	@echo 'make clean-lab   take the lab down, remove that root'
+
+lab: root
+	cargo build --workspace $(CARGO_FLAGS)
+	$(LAB) demo
+
+# QUADWAY_MUST_RUN turns the skips of tests that find no nft or no root into failures.
+test: export QUADWAY_MUST_RUN = 1
+test: export QUADWAY_NFT = $(shell tests/root/nft)
+test: export RUSTDOCFLAGS = -D warnings
+test: root
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo doc --workspace --no-deps --document-private-items
+	cargo build --workspace
+	cargo test --workspace
+
+# What Debian lacks is installed, and said.
+packages:
+	@missing=$$(for package in $(PACKAGES); do \
+	    dpkg-query --show --showformat='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; \
+	done); \
+	if [ -n "$$missing" ]; then \
+	    echo "installing" $$missing; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	fi
+
+root: packages
+	@tests/root/nft --recent || tests/root/build $(ROOT)
+
+clean-lab:
+	if [ -x $(LAB) ]; then $(LAB) down; fi
+	rm -rf target/lab
