@@ -7,3 +7,11 @@ fn the_minimal_site_parses_without_a_warning() {
     assert!(parsed.warnings.is_empty(), "{}", parsed.warnings);
     println!("{:#?}", parsed.config);
 }
+
+#[test]
+fn debug_site() {
+    match config::parse("spectrum-site.toml", include_str!("../examples/spectrum-site.toml")) {
+        Ok(parsed) => println!("OK\n{}", parsed.warnings),
+        Err(problems) => panic!("{problems}"),
+    }
+}
