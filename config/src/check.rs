@@ -22,16 +22,16 @@ use crate::read::At;
 use crate::suggest::nearest;
 use crate::units::{EgressName, HostName, IfName, Line, PolicyName, ServiceName, VlanName, WanName};
 
-/// The model, if it could be built whole, and the problems met on the way. The model is only good when none of them
-/// is an error.
-pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<Problem>) {
+/// The model, for each of its cells the number of its `[[cell]]` in the file, and the problems met on the way. The
+/// model is only good when none of them is an error.
+pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>) {
     let mut check = Check::new(file, text);
     let segments = check.segments();
     check.hosts = check.all_hosts(&segments);
     let services = check.all_services();
     let egress = check.all_egress();
     let vlans = check.vlans(&segments, &services);
-    let cells = check.cells(&vlans, &services);
+    let (cells, origins) = check.cells(&vlans, &services);
     let wans = check.wans(&services);
     let ports = check.ports();
     check.overlaps();
@@ -65,7 +65,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<Problem>) {
         steering,
         asserts,
     };
-    (config, check.problems)
+    (config, origins, check.problems)
 }
 
 fn built_in(services: &mut BTreeMap<ServiceName, model::Service>, permit: &model::Permit) {

@@ -125,7 +125,6 @@ pub(crate) enum Services {
 #[derive(Debug)]
 pub(crate) struct Wan {
     pub(crate) name: At<WanName>,
-    pub(crate) span: Span,
     pub(crate) id: Maybe<i64>,
     pub(crate) interface: Maybe<IfName>,
     pub(crate) method: Maybe<String>,
@@ -184,7 +183,6 @@ pub(crate) enum Target {
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) name: At<PolicyName>,
-    pub(crate) span: Span,
     pub(crate) members: Maybe<Vec<At<Member>>>,
     pub(crate) balance: Maybe<String>,
     pub(crate) last_resort: Maybe<String>,
@@ -486,7 +484,6 @@ fn wan(name: At<WanName>, table: &mut Table<'_>, problems: &mut Problems) -> Wan
     };
     Wan {
         name,
-        span: table.span.clone(),
         id: table.value("id", problems),
         interface: table.needed("interface", "\"eth0\"", problems),
         method: table.value("method", problems),
@@ -662,7 +659,6 @@ fn policy(name: At<PolicyName>, table: &mut Table<'_>, problems: &mut Problems) 
     }
     Policy {
         name,
-        span: table.span.clone(),
         members: table.list("members", problems),
         balance: table.value("balance", problems),
         last_resort: table.value("last_resort", problems),

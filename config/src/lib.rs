@@ -27,7 +27,6 @@ pub struct Parsed {
 ///
 /// Every problem is reported at once, except that a file which is not TOML has one: where it stops being TOML.
 pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
-    // Windows editors put a byte order mark first; TOML allows it and means nothing by it.
     if text.len() > LARGEST {
         let problem = Problem::error(format!("the file has {} bytes", text.len()))
             .at(&(0..0), format!("a site file has at most {LARGEST}"));
@@ -43,12 +42,12 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
     };
     let mut problems = Vec::new();
     let file = file::File::read(root.get_ref(), 0..0, &mut problems);
-    let (config, more) = check::run(&file, text);
+    let (config, origins, more) = check::run(&file, text);
     problems.extend(more);
     if problems.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(Problems::new(name, text, problems));
     }
-    problems.extend(lint::run(&file, &config));
+    problems.extend(lint::run(&file, &config, &origins, text));
     Ok(Parsed { config, warnings: Problems::new(name, text, problems) })
 }
 

@@ -93,7 +93,12 @@ pub struct Problems {
 
 impl Problems {
     pub(crate) fn new(file: &str, text: &str, mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| (problem.severity == Severity::Warning, problem.start()));
+        problems.sort_by(|a, b| {
+            let key = |problem: &Problem| (problem.severity == Severity::Warning, problem.start());
+            key(a).cmp(&key(b)).then_with(|| a.message.cmp(&b.message))
+        });
+        // What is written once for all lines of the site is met once per line.
+        problems.dedup();
         let omitted = problems.len().saturating_sub(MOST);
         problems.truncate(MOST);
         let lines = Lines::of(text);

@@ -99,10 +99,15 @@ impl Check<'_> {
         None
     }
 
-    pub(super) fn cells(&mut self, vlans: &BTreeMap<VlanName, model::Vlan>, services: &Services) -> Vec<Cell> {
+    pub(super) fn cells(
+        &mut self,
+        vlans: &BTreeMap<VlanName, model::Vlan>,
+        services: &Services,
+    ) -> (Vec<Cell>, Vec<usize>) {
         let mut names: Seen<String> = Seen::new();
         let mut cells = Vec::new();
-        for written in &self.file.cells {
+        let mut origins = Vec::new();
+        for (origin, written) in self.file.cells.iter().enumerate() {
             if let Some(name) = &written.name {
                 if let Some(first) = names.insert(name.value.clone(), name.span.clone()) {
                     self.push(
@@ -136,6 +141,7 @@ impl Check<'_> {
             let everything = |hosts: &Option<Option<AddressSet>>| hosts.clone().flatten();
             let pairs = self.pairs(written, &from, &to);
             for (from, to) in pairs {
+                origins.push(origin);
                 cells.push(Cell {
                     name: written.name.as_ref().map_or_else(|| format!("{from}->{to}"), |name| name.value.clone()),
                     from_hosts: everything(&from_hosts),
@@ -150,7 +156,7 @@ impl Check<'_> {
                 });
             }
         }
-        cells
+        (cells, origins)
     }
 
     /// The VLANs a cell names. `all` is every VLAN of the file.
