@@ -209,6 +209,15 @@ impl<'a> Check<'a> {
         None
     }
 
+    /// Whether a list was written without items. One whose items could all not be read is reported already.
+    fn is_empty<T>(&self, list: &At<Vec<At<T>>>) -> bool {
+        list.value.is_empty() && self.is_blank(&list.span)
+    }
+
+    fn is_blank(&self, list: &Span) -> bool {
+        self.lines.slice(list).chars().all(|c| c.is_whitespace() || "[]".contains(c))
+    }
+
     fn vlan_known(&mut self, at: &At<VlanName>) -> bool {
         let problem = undeclared(at.value.as_str(), &at.span, "VLAN", "vlan", &self.names.vlans);
         self.report(problem)
@@ -292,12 +301,15 @@ impl<'a> Check<'a> {
             (None, [only]) => Some(only.name.value.clone()),
             (None, _) => {
                 if let Some(wan) = self.file.wans.first() {
-                    self.push(
-                        Problem::error("no policy says which lines traffic takes")
+                    let problem = Problem::error("no policy says which lines traffic takes");
+                    let problem = if router.span.is_empty() {
+                        problem.at(&wan.name.span, "there is a WAN, and no [router] with a `default_policy`")
+                    } else {
+                        problem
                             .at(&router.span, "`default_policy` is missing in [router]")
                             .at(&wan.name.span, "needed because there is a WAN")
-                            .help("write `default_policy = \"NAME\"` with the name of a [policy.NAME]"),
-                    );
+                    };
+                    self.push(problem.help("write `default_policy = \"NAME\"` with the name of a [policy.NAME]"));
                 }
                 None
             }

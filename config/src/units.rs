@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 /// Why a string cannot be a name of this kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    #[error("a {kind} name cannot be empty")]
+    #[error("the name of a {kind} cannot be empty")]
     Empty { kind: &'static str },
-    #[error("a {kind} name has at most {limit} characters, this one has {length}")]
+    #[error("{kind} names have at most {limit} characters, this one has {length}")]
     TooLong { kind: &'static str, limit: usize, length: usize },
-    #[error("a {kind} name may not hold {found:?}; use letters, digits, '-' , '_' and '.'")]
+    #[error("{kind} names may not hold {found:?}; use letters, digits, '-' , '_' and '.'")]
     Character { kind: &'static str, found: char },
 }
 

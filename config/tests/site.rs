@@ -1,17 +1,203 @@
 //! The example files: they parse, and say what the site's documents say.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "one test measures time; the crate reads no clock"
+)]
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use config::model::{Allow, Config, Internet, Kick, PortRole};
+use config::units::Family;
+
+const MINIMAL: &str = include_str!("../examples/minimal.toml");
+const SITE: &str = include_str!("../examples/spectrum-site.toml");
 
 #[test]
 fn the_minimal_site_parses_without_a_warning() {
-    let parsed =
-        config::parse("minimal.toml", include_str!("../examples/minimal.toml")).unwrap_or_else(|e| panic!("{e}"));
+    let parsed = config::parse("minimal.toml", MINIMAL).unwrap_or_else(|problems| panic!("{problems}"));
     assert!(parsed.warnings.is_empty(), "{}", parsed.warnings);
-    println!("{:#?}", parsed.config);
+
+    let config = parsed.config;
+    assert_eq!(config.router.own_policy, config.router.default_policy);
+    assert_eq!(config.router.metrics.map(|metrics| metrics.to_string()).as_deref(), Some("127.0.0.1:9790"));
+    assert_eq!(config.hosts.values().next().unwrap().vlan.as_ref().unwrap().as_str(), "guests");
+    let roles: Vec<_> = config.ports.values().map(|port| port.role.clone()).collect();
+    assert!(matches!(roles.as_slice(), [PortRole::Wan(_), PortRole::Wan(_), PortRole::Access(_), PortRole::Access(_)]));
+    let weights: Vec<_> = config.policies.values().flat_map(|policy| &policy.members).map(|m| m.weight.get()).collect();
+    assert_eq!(weights, [3, 1]);
+    let office = config.vlans.values().find(|vlan| vlan.name.as_str() == "office").unwrap();
+    assert_eq!((office.interface.as_str(), &office.internet), ("vlan10", &Internet::Any));
+    assert_eq!((office.line.0, office.internet_line.0, office.input_line.0), (23, 27, 28));
 }
 
 #[test]
-fn debug_site() {
-    match config::parse("spectrum-site.toml", include_str!("../examples/spectrum-site.toml")) {
-        Ok(parsed) => println!("OK\n{}", parsed.warnings),
-        Err(problems) => panic!("{problems}"),
+fn the_whole_site_allows_the_sixteen_pairs_of_the_documents_and_no_other() {
+    let config = site();
+    let pairs: BTreeSet<String> = matrix(&config).map(|cell| format!("{}->{}", cell.from, cell.to)).collect();
+    let wanted = "app->storage compute->storage dmz->app dmz->management \
+                  management->app management->compute management->dev management->dmz management->observability \
+                  management->storage \
+                  observability->app observability->compute observability->dev observability->dmz \
+                  observability->management observability->storage";
+    assert_eq!(pairs, wanted.split_whitespace().map(str::to_owned).collect());
+    assert!(matrix(&config).all(|cell| cell.enabled));
+    for cell in matrix(&config) {
+        assert_eq!(cell.allow == Allow::Any, cell.from.as_str() == "management", "{}", cell.name);
     }
+}
+
+#[test]
+fn the_way_from_the_dmz_to_management_is_narrow() {
+    let config = site();
+    let narrow: Vec<_> =
+        matrix(&config).filter(|cell| cell.to.as_str() == "management" && cell.from.as_str() == "dmz").collect();
+    assert_eq!(narrow.len(), 2);
+    for cell in narrow {
+        let (from, to) = (cell.from_hosts.as_ref().unwrap(), cell.to_hosts.as_ref().unwrap());
+        let bastion = from.contains("10.10.99.30".parse().unwrap());
+        let jump = to.contains("10.10.60.10".parse().unwrap());
+        let wac = to.contains("10.10.60.20".parse().unwrap());
+        let Allow::Services(permits) = &cell.allow else { panic!("everything is allowed") };
+        let [only] = permits.as_slice() else { panic!("more than one service") };
+        assert_eq!((bastion, jump, wac), if bastion { (true, true, false) } else { (false, false, true) });
+        assert_eq!(only.ports.tcp, [if bastion { 22..=22 } else { 443..=443 }]);
+        assert!(to.contains(if bastion { "fd10:10:60::10" } else { "fd10:10:60::20" }.parse().unwrap()));
+    }
+}
+
+#[test]
+fn what_the_documents_want_beyond_the_matrix_is_named() {
+    let config = site();
+    let named: BTreeSet<String> = config
+        .cells
+        .iter()
+        .filter(|cell| !cell.name.contains("->"))
+        .map(|cell| format!("{} {}->{} {}", cell.name, cell.from, cell.to, if cell.enabled { "on" } else { "off" }))
+        .collect();
+    let wanted = [
+        "ci-to-k8s dev->app off",
+        "ci-to-proxmox dev->compute off",
+        "git app->dev on",
+        "git compute->dev on",
+        "log-push compute->observability on",
+        "log-push-others app->observability off",
+        "log-push-others dev->observability off",
+        "log-push-others dmz->observability off",
+        "log-push-others storage->observability off",
+        "publish-dashboards dmz->observability on",
+        "publish-git dmz->dev on",
+        "publish-proxmox dmz->compute on",
+        "traces app->observability off",
+    ];
+    assert_eq!(named, wanted.map(str::to_owned).into_iter().collect());
+}
+
+#[test]
+fn every_cell_of_the_whole_site_cites_its_source() {
+    for cell in site().cells.iter().filter(|cell| cell.name != "traces") {
+        assert!(
+            cell.comment.contains("D2:") || cell.comment.contains("D1:") || cell.comment.contains("D0:"),
+            "{}",
+            cell.name
+        );
+    }
+}
+
+#[test]
+fn the_whole_site_has_its_ports_hosts_and_lines() {
+    let config = site();
+    assert_eq!(config.vlans.len(), 7);
+    assert_eq!(config.ports.len(), 4 + 2 + 4 + 8);
+    let reserved = config.ports.values().filter(|port| port.role == PortRole::Reserved).count();
+    let unmapped = config.ports.values().filter(|port| port.role == PortRole::Unmapped).count();
+    assert_eq!((reserved, unmapped), (2, 8));
+    let trunk = config.ports.values().find(|port| port.name.as_str() == "lan2.5-1").unwrap();
+    let PortRole::Trunk { native: Some(native), tagged } = &trunk.role else { panic!("{:?}", trunk.role) };
+    assert_eq!((native.as_str(), tagged.len()), ("compute", 5));
+    assert!(config.hosts.values().all(|host| host.vlan.is_some()));
+    assert!(config.vlan_of("10.10.10.10".parse().unwrap()).is_some_and(|vlan| vlan.internet == Internet::None));
+    for (wan, id) in config.wans.values().zip(1..) {
+        assert_eq!(wan.id.get(), id);
+        assert!(Family::ALL.iter().all(|family| wan.gateway(*family).is_some() && wan.source(*family).is_some()));
+        assert!(Family::ALL.iter().all(|family| wan.probe.targets.iter().any(|target| target.family == *family)));
+        assert!(wan.input.is_empty(), "no inbound ports (D1:158)");
+    }
+    assert!(config.policies.values().any(|policy| policy.kick == Kick::All));
+    assert!(config.asserts.len() >= 20);
+}
+
+#[test]
+fn the_warnings_of_the_whole_site_are_the_two_it_explains() {
+    let parsed = config::parse("site.toml", SITE).unwrap();
+    let messages: Vec<_> = parsed.warnings.iter().map(|problem| problem.message.as_str()).collect();
+    assert_eq!(messages, ["8 ports have no role and stay down", "9 services are declared and used nowhere"]);
+}
+
+#[test]
+fn policies_keep_their_ids_when_others_come_and_go() {
+    let with = |names: &[&str]| {
+        let policies: String = names.iter().map(|name| format!("[policy.{name}]\nmembers = [\"wan1\"]\n")).collect();
+        let text = format!(
+            "[site]\nname = \"x\"\n[router]\ndefault_policy = \"b\"\n[wan.wan1]\ninterface = \"eth0\"\n\
+             addresses = [\"192.0.2.2/24\"]\ngateway = \"192.0.2.1\"\n{policies}"
+        );
+        let config = config::parse("x", &text).unwrap().config;
+        config.policies.values().find(|policy| policy.name.as_str() == "b").unwrap().id
+    };
+    assert_eq!(with(&["b"]), with(&["a", "b", "c", "voip", "bulk"]));
+}
+
+#[test]
+fn problems_are_readable_by_machines() {
+    let problems = config::parse("x.toml", "[site]\nname = \"x\"\n[vlan.a]\nid = 9\nadresses = []\n").unwrap_err();
+    let json = serde_json::to_value(&problems).unwrap();
+    assert_eq!(json["file"], "x.toml");
+    let unknown = json["problems"].as_array().unwrap().iter().find(|problem| problem["line"] == 5).unwrap();
+    assert_eq!(unknown["severity"], "error");
+    assert_eq!(unknown["column"], 1);
+    assert_eq!(unknown["labels"][0]["text"], "did you mean `addresses`?");
+    assert!(unknown["help"].as_str().unwrap().contains("addresses"));
+}
+
+#[test]
+fn the_model_survives_json() {
+    let config = site();
+    let json = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
+}
+
+/// 200 VLANs and 5,000 rules. A quadratic check takes minutes here, in a debug build on a busy machine.
+#[test]
+fn five_thousand_rules_are_read_in_good_time() {
+    use std::fmt::Write as _;
+    let mut text = "[site]\nname = \"large\"\n".to_owned();
+    for vlan in 0..200 {
+        writeln!(text, "[vlan.v{vlan}]\nid = {}\naddresses = [\"10.{vlan}.0.1/16\"]\naccess = [\"p{vlan}\"]", vlan + 1)
+            .unwrap();
+    }
+    for rule in 0..5_000 {
+        let (from, to) = (rule % 3, 100 + rule % 2);
+        let host = format!("10.{to}.{}.{}", rule / 200, 2 + rule % 200);
+        writeln!(
+            text,
+            "[[cell]]\nfrom = \"v{from}\"\nto = \"v{to}\"\nhosts = [\"{host}\"]\nservices = [\"tcp/{}\"]",
+            1 + rule % 4_000
+        )
+        .unwrap();
+    }
+    let start = Instant::now();
+    let parsed = config::parse("large.toml", &text).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(parsed.config.cells.len(), 5_000);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+fn site() -> Config {
+    config::parse("spectrum-site.toml", SITE).unwrap_or_else(|problems| panic!("{problems}")).config
+}
+
+/// The entries of the matrix: those without a name of their own.
+fn matrix(config: &Config) -> impl Iterator<Item = &config::model::Cell> {
+    config.cells.iter().filter(|cell| cell.name.contains("->"))
 }

@@ -31,7 +31,7 @@ impl Check<'_> {
                 );
             }
             let ports = merged_ports(written.ports.as_ref().map_or(&[][..], |list| &list.value));
-            if let Some(list) = written.ports.as_ref().filter(|list| list.value.is_empty()) {
+            if let Some(list) = written.ports.as_ref().filter(|list| self.is_empty(list)) {
                 self.push(
                     Problem::error(format!("service `{}` has no ports", name.value))
                         .at(&list.span, "nothing would match")
@@ -127,7 +127,8 @@ impl Check<'_> {
             let allow = match written.services.as_ref().map(|at| &at.value) {
                 Some(file::Services::Any) => Allow::Any,
                 Some(file::Services::These(refs)) => {
-                    if let Some(at) = written.services.as_ref().filter(|_| refs.is_empty()) {
+                    if let Some(at) = written.services.as_ref().filter(|at| refs.is_empty() && self.is_blank(&at.span))
+                    {
                         self.push(
                             Problem::error("this cell allows nothing")
                                 .at(&at.span, "no service is listed")
@@ -162,7 +163,7 @@ impl Check<'_> {
     /// The VLANs a cell names. `all` is every VLAN of the file.
     fn places(&mut self, written: Option<&At<Vec<At<VlanName>>>>) -> Vec<VlanName> {
         let Some(list) = written else { return Vec::new() };
-        if list.value.is_empty() {
+        if self.is_empty(list) {
             self.push(Problem::error("no VLAN is named here").at(&list.span, "name one, a list of them, or \"all\""));
         }
         let mut seen: Seen<VlanName> = Seen::new();
@@ -227,7 +228,7 @@ impl Check<'_> {
         side: &str,
     ) {
         let Some(list) = refs else { return };
-        if list.value.is_empty() {
+        if self.is_empty(list) {
             self.push(
                 Problem::error("no host is named here")
                     .at(&list.span, "an empty list matches nothing")
@@ -277,6 +278,10 @@ impl Check<'_> {
         Some(set)
     }
 
+    fn empty<T>(&self, list: Option<&At<Vec<At<T>>>>) -> Option<Span> {
+        list.filter(|list| self.is_empty(list)).map(|list| list.span.clone())
+    }
+
     pub(super) fn steering(&mut self, services: &Services) -> Vec<Steer> {
         let mut out = Vec::new();
         for (index, written) in self.file.steers.iter().enumerate() {
@@ -304,7 +309,10 @@ impl Check<'_> {
                     destination = Some(AddressSet::of(v4.into_iter().flatten(), v6.into_iter().flatten()));
                 }
             }
-            for (name, list) in [("source", empty(&written.source)), ("destination", empty(&written.destination))] {
+            for (name, list) in [
+                ("source", self.empty(written.source.as_ref())),
+                ("destination", self.empty(written.destination.as_ref())),
+            ] {
                 if let Some(span) = list {
                     self.push(
                         Problem::error(format!("`{name}` names nothing"))
@@ -330,8 +338,4 @@ impl Check<'_> {
         }
         out
     }
-}
-
-fn empty<T>(list: &Option<At<Vec<At<T>>>>) -> Option<Span> {
-    list.as_ref().filter(|list| list.value.is_empty()).map(|list| list.span.clone())
 }

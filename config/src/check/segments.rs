@@ -46,7 +46,7 @@ impl<'a> Check<'a> {
             });
             let written = vlan.addresses.iter().flat_map(|list| &list.value);
             let addresses = written.filter_map(|at| self.own_address(at, Owner::Vlan(&name.value))).collect();
-            if let Some(list) = vlan.addresses.as_ref().filter(|list| list.value.is_empty()) {
+            if let Some(list) = vlan.addresses.as_ref().filter(|list| self.is_empty(list)) {
                 self.push(
                     Problem::error(format!("VLAN `{}` has no address", name.value))
                         .at(&list.span, "the router needs one here")

@@ -154,7 +154,7 @@ impl<'a> Check<'a> {
                 (Some(_), Some(_)) | (None, None) => {}
             }
         }
-        if list.value.is_empty() {
+        if self.is_empty(list) {
             self.push(
                 Problem::error(format!("WAN `{name}` has no address"))
                     .at(&list.span, "the list is empty")
@@ -506,7 +506,7 @@ impl<'a> Check<'a> {
 
     fn members(&mut self, policy: &file::Policy) -> Vec<Member> {
         let Some(list) = &policy.members else { return Vec::new() };
-        if list.value.is_empty() {
+        if self.is_empty(list) {
             self.push(
                 Problem::error(format!("policy `{}` has no members", policy.name.value))
                     .at(&list.span, "no line could ever be chosen")
