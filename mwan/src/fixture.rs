@@ -225,7 +225,9 @@ pub(crate) fn net(text: &str) -> IpNet {
 
 pub(crate) fn addresses(nets: &[&str]) -> AddressSet {
     let mut set = AddressSet::default();
-    nets.iter().for_each(|text| set.add(net(text)));
+    for text in nets {
+        set.add(net(text));
+    }
     set
 }
 

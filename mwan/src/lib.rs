@@ -1,15 +1,18 @@
 //! What should be true: the health of each line, the choice of lines, the matrix, and the kernel state they
 //! compile to. Pure: no async, no I/O, no clock; the same inputs always give the same outputs.
 
+pub mod asserts;
 pub mod compile;
 pub mod damping;
 pub mod decide;
 pub mod event;
+pub mod explain;
 pub mod fate;
 #[cfg(test)]
 mod fixture;
 pub mod journal;
 pub mod links;
+pub mod matrix;
 pub mod monitor;
 pub mod plan;
 pub mod router;

@@ -158,16 +158,14 @@ fn resolve(config: &Config, links: &Links) -> (BTreeMap<IfName, IfName>, Vec<Wai
     for (name, find, line) in ports(config) {
         match look(links, &name, &find) {
             Err(why) => waiting.push(Waiting { port: name, why, line }),
-            Ok(found_as) => match claimed.get(&found_as) {
-                Some(by) => {
-                    let why = WhyWaiting::Claimed { found_as, by: by.clone() };
-                    waiting.push(Waiting { port: name, why, line });
-                }
-                None => {
+            Ok(found_as) => {
+                if let Some(by) = claimed.get(&found_as).cloned() {
+                    waiting.push(Waiting { port: name, why: WhyWaiting::Claimed { found_as, by }, line });
+                } else {
                     claimed.insert(found_as.clone(), name.clone());
                     claims.insert(name, (found_as, line));
                 }
-            },
+            }
         }
     }
     let mut found = BTreeMap::new();

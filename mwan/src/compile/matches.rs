@@ -52,12 +52,11 @@ impl Traffic<'_> {
         };
         let mut rules = Vec::new();
         let mut ports = Vec::new();
-        let ranges = |set: Option<&PortSet>, pick: fn(&PortSet) -> &[RangeInclusive<u16>]| match set {
+        let ranges = |set: Option<&PortSet>, pick: Pick| match set {
             Some(set) => pick(set).iter().map(|range| Some(span(range))).collect::<Vec<_>>(),
             None => vec![None],
         };
-        let picks: [(&str, fn(&PortSet) -> &[RangeInclusive<u16>]); 2] =
-            [("tcp", |set| &set.tcp), ("udp", |set| &set.udp)];
+        let picks: [(&str, Pick); 2] = [("tcp", |set| &set.tcp), ("udp", |set| &set.udp)];
         for (protocol, pick) in picks {
             for source in ranges(from, pick) {
                 for destination in ranges(to, pick) {
@@ -89,6 +88,9 @@ impl Traffic<'_> {
         rules
     }
 }
+
+/// The port ranges of one protocol.
+type Pick = fn(&PortSet) -> &[RangeInclusive<u16>];
 
 /// The elements of this family, as nft writes ranges.
 pub(super) fn elements(set: &AddressSet, family: Family) -> Vec<String> {

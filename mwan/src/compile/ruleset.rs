@@ -43,7 +43,9 @@ pub fn local(config: &Config) -> AddressSet {
         }
     }
     for vlan in config.vlans.values() {
-        vlan.addresses.iter().for_each(|net| set.add(*net));
+        for net in &vlan.addresses {
+            set.add(*net);
+        }
     }
     for address in own(config) {
         set.add(address.into());
@@ -195,12 +197,17 @@ impl Table<'_> {
         vlan.push("goto deny_spoof".to_owned());
         self.chain("from_vlan", vlan);
 
-        // A packet from outside with an inside source could pass for one of a known inside flow.
+        // A packet from outside with an inside source, or with our own, could pass for one of a known inside flow.
         let mut inside = AddressSet::default();
         for vlan in self.config.vlans.values() {
-            vlan.addresses.iter().for_each(|net| inside.add(*net));
+            for net in &vlan.addresses {
+                inside.add(*net);
+            }
         }
-        let wan = Family::ALL.into_iter().flat_map(|family| {
+        for address in own(self.config) {
+            inside.add(address.into());
+        }
+        let wan = Family::ALL.into_iter().filter_map(|family| {
             rule(&format!("{} saddr", keyword(family)), &elements(&inside, family), "goto deny_spoof")
         });
         let wan = wan.collect();
@@ -227,7 +234,7 @@ impl Table<'_> {
         let local = local(self.config);
         let stay = Family::ALL
             .into_iter()
-            .flat_map(|family| rule(&format!("{} daddr", keyword(family)), &elements(&local, family), "accept"));
+            .filter_map(|family| rule(&format!("{} daddr", keyword(family)), &elements(&local, family), "accept"));
         let stay: Vec<_> = stay.collect();
         hook.extend(stay.clone());
         hook.extend(self.steering_by_vlan());

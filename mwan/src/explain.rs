@@ -1,0 +1,310 @@
+//! The matrix told to a person: who is talking to whom, what in the file decides it, which line it would take and
+//! under which address it would leave.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use config::Config;
+use config::model::{Nat6, Wan};
+use config::units::{Family, HostName, Line, PolicyName, WanName};
+use serde::{Deserialize, Serialize};
+
+use crate::decide::Decision;
+use crate::matrix::{Packet, Protocol, Reason, Verdict, Zone, steered, verdict};
+use crate::state::{BucketKey, Slot};
+
+/// "May this pass, and which way?"
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: Protocol,
+    /// Where the packet comes in, if that is not where its source address is at home.
+    pub from: Option<Zone>,
+}
+
+/// Why a question cannot be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unclear {
+    #[error("`{0}` is neither an address nor a host of the site file")]
+    Party(String),
+    #[error("{0} and {1} have no address family in common")]
+    Families(String, String),
+    #[error("`{0}` is no protocol: write tcp/PORT, udp/PORT, ping or a protocol number")]
+    Protocol(String),
+    #[error("`{0}` is neither a VLAN nor a WAN nor an interface of one")]
+    Origin(String),
+}
+
+impl Question {
+    /// As on a command line: `explain nas 198.51.100.1 tcp/443`, with `from` a VLAN, a WAN or an interface.
+    pub fn read(
+        config: &Config,
+        source: &str,
+        destination: &str,
+        protocol: &str,
+        from: Option<&str>,
+    ) -> Result<Self, Unclear> {
+        let sources = party(config, source)?;
+        let destinations = party(config, destination)?;
+        let pair = sources.iter().find_map(|a| {
+            let same = destinations.iter().find(|b| Family::of(**b) == Family::of(*a))?;
+            Some((*a, *same))
+        });
+        let (source, destination) = pair.ok_or_else(|| Unclear::Families(source.to_owned(), destination.to_owned()))?;
+        let from = from.map(|name| origin(config, name)).transpose()?;
+        Ok(Self { source, destination, protocol: protocol_of(protocol)?, from })
+    }
+}
+
+/// The answer, in the order the packet meets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub source: Party,
+    pub destination: Party,
+    pub protocol: Protocol,
+    pub allowed: bool,
+    pub verdict: Verdict,
+    /// The verdict's reason as a sentence.
+    pub because: String,
+    /// What to write to allow it.
+    pub advice: Option<String>,
+    /// Only for allowed packets that leave by a line.
+    pub way: Option<Way>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Party {
+    pub address: IpAddr,
+    pub host: Option<HostName>,
+    pub zone: Zone,
+}
+
+/// Which way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// The steering rule; `None` is the default policy.
+    pub rule: Option<(String, Line)>,
+    pub policy: PolicyName,
+    /// The lines in use at this moment. None: see `without`.
+    pub lines: Vec<Share>,
+    /// What share of 256 has no line, and what becomes of it.
+    pub without: Vec<(u16, Slot)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    pub wan: WanName,
+    /// Of 256.
+    pub buckets: u16,
+    /// The source address it leaves with.
+    pub leaves_as: String,
+}
+
+/// Answers from the file and the lines in use at this moment.
+pub fn explain(config: &Config, decision: &Decision, question: &Question) -> Explanation {
+    let mut packet = Packet::new(config, question.source, question.destination, question.protocol);
+    if let Some(from) = &question.from {
+        packet.from = from.clone();
+    }
+    let verdict = verdict(config, &packet);
+    let way = if verdict.allowed { way(config, decision, &packet) } else { None };
+    Explanation {
+        source: Party { address: packet.source, host: host(config, packet.source), zone: packet.from.clone() },
+        destination: Party {
+            address: packet.destination,
+            host: host(config, packet.destination),
+            zone: packet.to.clone(),
+        },
+        protocol: packet.protocol,
+        allowed: verdict.allowed,
+        because: verdict.reason.to_string(),
+        advice: advice(config, &packet, &verdict),
+        verdict,
+        way,
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} -> {} {}", self.source, self.destination, self.protocol)?;
+        write!(f, "{}: {}", if self.allowed { "allowed" } else { "denied" }, self.because)?;
+        if let Some(way) = &self.way {
+            write!(f, "\n{way}")?;
+        }
+        if let Some(advice) = &self.advice {
+            write!(f, "\nto allow it: {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Some(host) => write!(f, "{host} ({}, {})", self.address, self.zone),
+            None => write!(f, "{} ({})", self.address, self.zone),
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.rule {
+            Some((name, line)) => write!(f, "steering `{name}` ({line}), policy {}", self.policy)?,
+            None => write!(f, "no steering rule, policy {}", self.policy)?,
+        }
+        for share in &self.lines {
+            let percent = (u32::from(share.buckets) * 100 + 128) / 256;
+            write!(f, "\n  {percent:>3} % by {}, as {}", share.wan, share.leaves_as)?;
+        }
+        for (_, slot) in &self.without {
+            f.write_str(match slot {
+                Slot::Unreachable => "\n  no line is usable: answered unreachable",
+                Slot::Blackhole => "\n  no line is usable: dropped",
+                Slot::Wan(_) => "\n  by a line that is not in the file: answered unreachable",
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn way(config: &Config, decision: &Decision, packet: &Packet) -> Option<Way> {
+    let (policy, rule) = steered(config, packet)?;
+    let family = Family::of(packet.destination);
+    let key = BucketKey { policy: policy.name.clone(), family };
+    let mut slots: BTreeMap<Slot, u16> = BTreeMap::new();
+    match decision.buckets.get(&key) {
+        Some(buckets) => {
+            for slot in &buckets.0 {
+                *slots.entry(*slot).or_default() += 1;
+            }
+        }
+        None => {
+            slots.insert(Slot::Unreachable, 256);
+        }
+    }
+    let mut way = Way {
+        rule: rule.map(|steer| (steer.name.clone(), steer.line)),
+        policy: policy.name.clone(),
+        lines: Vec::new(),
+        without: Vec::new(),
+    };
+    for (slot, buckets) in slots {
+        let wan = match slot {
+            Slot::Wan(id) => config.wan(id),
+            Slot::Unreachable | Slot::Blackhole => None,
+        };
+        match wan {
+            Some(wan) => {
+                let leaves_as = leaves_as(config, wan, packet.source);
+                way.lines.push(Share { wan: wan.name.clone(), buckets, leaves_as });
+            }
+            None => way.without.push((buckets, slot)),
+        }
+    }
+    Some(way)
+}
+
+/// The address the far end sees.
+fn leaves_as(config: &Config, wan: &Wan, source: IpAddr) -> String {
+    let masqueraded = || {
+        let address = wan.source(Family::of(source));
+        address.map_or_else(|| "an address of the line".to_owned(), |address| format!("{address} (masquerade)"))
+    };
+    let IpAddr::V6(inside) = source else { return masqueraded() };
+    match &wan.nat6 {
+        Nat6::Prefix { internal, external } if internal.contains(&inside) => {
+            let host = inside.to_bits() & internal.hostmask().to_bits();
+            let outside = external.trunc().addr().to_bits() | host;
+            format!("{} (prefix {internal} -> {external})", std::net::Ipv6Addr::from_bits(outside))
+        }
+        Nat6::Masquerade | Nat6::Prefix { .. } => masqueraded(),
+        Nat6::None => {
+            let elsewhere = |other: &&Wan| other.id != wan.id;
+            let own_elsewhere = config
+                .wans
+                .values()
+                .filter(elsewhere)
+                .any(|other| other.addressing.addresses.iter().any(|net| net.addr() == source));
+            if own_elsewhere { masqueraded() } else { format!("{source} (unchanged)") }
+        }
+    }
+}
+
+fn advice(config: &Config, packet: &Packet, verdict: &Verdict) -> Option<String> {
+    let service = match packet.protocol {
+        Protocol::Other(number) => format!("proto/{number}"),
+        Protocol::Tcp { .. } | Protocol::Udp { .. } | Protocol::Ping => packet.protocol.to_string(),
+    };
+    let quoted = |address: IpAddr| match host(config, address) {
+        Some(host) => format!("\"{host}\""),
+        None => format!("\"{address}\""),
+    };
+    match &verdict.reason {
+        _ if verdict.allowed => None,
+        Reason::NoCell { from, to, .. } => Some(format!(
+            "[[cell]] from = \"{from}\", to = \"{to}\", hosts = [{}], services = [\"{service}\"]",
+            quoted(packet.destination)
+        )),
+        Reason::NoEgress { vlan, line } => {
+            Some(format!("name an egress set with {service} in `internet` of vlan {vlan} ({line})"))
+        }
+        Reason::NoInput { from, line } if *from != Zone::Internet => {
+            Some(format!("add \"{service}\" to `input` of {from} ({line})"))
+        }
+        Reason::Own
+        | Reason::SameSegment { .. }
+        | Reason::Cell { .. }
+        | Reason::Egress { .. }
+        | Reason::Input { .. }
+        | Reason::NoInput { .. }
+        | Reason::BuiltIn { .. }
+        | Reason::Inbound { .. }
+        | Reason::Spoofed { .. }
+        | Reason::NotRouted { .. } => None,
+    }
+}
+
+fn host(config: &Config, address: IpAddr) -> Option<HostName> {
+    config.host_at(address).map(|host| host.name.clone())
+}
+
+fn party(config: &Config, text: &str) -> Result<Vec<IpAddr>, Unclear> {
+    if let Ok(address) = text.parse() {
+        return Ok(vec![address]);
+    }
+    let host = text.parse::<HostName>().ok().and_then(|name| config.hosts.get(&name));
+    host.map(|host| host.addresses.clone()).ok_or_else(|| Unclear::Party(text.to_owned()))
+}
+
+fn origin(config: &Config, text: &str) -> Result<Zone, Unclear> {
+    let vlan = config.vlans.values().find(|vlan| vlan.name.as_str() == text || vlan.interface.as_str() == text);
+    let wan = config.wans.values().find(|wan| wan.name.as_str() == text || wan.interface.as_str() == text);
+    match (vlan, wan, text) {
+        (Some(vlan), ..) => Ok(Zone::Vlan(vlan.name.clone())),
+        (None, Some(wan), _) => Ok(Zone::Wan(wan.name.clone())),
+        (None, None, "router" | "lo") => Ok(Zone::Router),
+        (None, None, "internet") => Ok(Zone::Internet),
+        (None, None, _) => Err(Unclear::Origin(text.to_owned())),
+    }
+}
+
+/// `tcp/443`, `udp/53`, `ping`, `proto/50` or `50`.
+fn protocol_of(text: &str) -> Result<Protocol, Unclear> {
+    let wrong = || Unclear::Protocol(text.to_owned());
+    let (kind, number) = text.split_once('/').unwrap_or((text, ""));
+    let port = || number.parse::<u16>().map_err(|_not_a_port| wrong());
+    match kind {
+        "tcp" => Ok(Protocol::Tcp { source: CLIENT_PORT, destination: port()? }),
+        "udp" => Ok(Protocol::Udp { source: CLIENT_PORT, destination: port()? }),
+        "ping" | "icmp" | "icmpv6" if number.is_empty() => Ok(Protocol::Ping),
+        "proto" => number.parse().map(Protocol::Other).map_err(|_not_a_number| wrong()),
+        _ if number.is_empty() => kind.parse().map(Protocol::Other).map_err(|_not_a_number| wrong()),
+        _ => Err(wrong()),
+    }
+}
+
+/// The source port of a client that nobody chose.
+const CLIENT_PORT: u16 = 40_000;

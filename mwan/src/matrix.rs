@@ -1,0 +1,490 @@
+//! The matrix as one function: may this packet begin a flow, and what in the file says so? The nft table is
+//! compiled from the same entries; this is what `explain`, the asserts and the tests compare it with.
+//!
+//! A packet to any address of the router itself is judged by the `input` of the VLAN it comes in from, whichever
+//! of the router's addresses it goes to. Packets between two hosts of one VLAN are bridged and never judged.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use config::Config;
+use config::model::{AddressSet, Allow, Internet, Permit, Policy, PortSet, Steer, Vlan, Wan};
+use config::units::{EgressName, Family, Line, ServiceName, VlanName, WanId, WanName};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::compile::ruleset::{both, local, no_sources, own};
+
+/// The first packet of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    /// Where it comes in.
+    pub from: Zone,
+    /// Where it goes.
+    pub to: Zone,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: Protocol,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Zone {
+    Vlan(VlanName),
+    /// Beyond this line.
+    Wan(WanName),
+    /// Beyond any line.
+    Internet,
+    Router,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    Tcp {
+        source: u16,
+        destination: u16,
+    },
+    Udp {
+        source: u16,
+        destination: u16,
+    },
+    /// An echo request of the family's ICMP.
+    Ping,
+    /// Any other IP protocol; of ICMP what is neither an echo request, nor an error, nor neighbour discovery.
+    Other(u8),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub allowed: bool,
+    pub reason: Reason,
+}
+
+/// What decided, with the line of the file that says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The router's own flows are not judged.
+    Own,
+    /// Both ends are in one VLAN: the frame is bridged.
+    SameSegment {
+        vlan: VlanName,
+    },
+    /// An entry of the matrix.
+    Cell {
+        from: VlanName,
+        to: VlanName,
+        entry: String,
+        service: Option<ServiceName>,
+        line: Line,
+    },
+    /// No enabled entry of this pair fits: default deny. `entries` are the lines of those that did not fit.
+    NoCell {
+        from: VlanName,
+        to: VlanName,
+        entries: Vec<Line>,
+    },
+    /// The VLAN may open this towards the Internet; `set` is `None` for `any`.
+    Egress {
+        vlan: VlanName,
+        set: Option<EgressName>,
+        line: Line,
+    },
+    NoEgress {
+        vlan: VlanName,
+        line: Line,
+    },
+    /// `input` of the VLAN or WAN.
+    Input {
+        from: Zone,
+        service: ServiceName,
+        line: Line,
+    },
+    NoInput {
+        from: Zone,
+        line: Line,
+    },
+    /// What every router must accept, whatever the file says.
+    BuiltIn {
+        what: String,
+    },
+    /// Nothing is forwarded in from a line.
+    Inbound {
+        from: Zone,
+    },
+    /// The source address is not at home where the packet comes in.
+    Spoofed {
+        from: Zone,
+    },
+    /// The address is of a kind that no router forwards.
+    NotRouted {
+        address: IpAddr,
+    },
+}
+
+/// Judges the first packet of a flow.
+pub fn verdict(config: &Config, packet: &Packet) -> Verdict {
+    if let Some(reason) = stray(config, packet) {
+        return Verdict { allowed: false, reason };
+    }
+    if let Some(what) = built_in(packet) {
+        return Verdict { allowed: true, reason: Reason::BuiltIn { what: what.to_owned() } };
+    }
+    let fits = |opening: &Opening<'_>| opening.holds(packet);
+    match openings(config, &packet.from, &packet.to, Some(packet.destination)).into_iter().find(fits) {
+        Some(opening) => Verdict { allowed: true, reason: opening.reason },
+        None => Verdict { allowed: false, reason: refusal(config, &packet.from, &packet.to) },
+    }
+}
+
+/// Would the matrix deny the flow that conntrack knows by this original tuple? `line` is the line in its
+/// conntrack mark. The daemon ends such flows when a file takes effect.
+pub fn would_deny(
+    config: &Config,
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: Protocol,
+    line: Option<WanId>,
+) -> bool {
+    let mut packet = Packet::new(config, source, destination, protocol);
+    if packet.from == Zone::Internet
+        && let Some(wan) = line.and_then(|id| config.wan(id))
+    {
+        packet.from = Zone::Wan(wan.name.clone());
+    }
+    !verdict(config, &packet).allowed
+}
+
+/// The policy that chooses the line of this packet, with the rule that says so (`None`: the default policy).
+/// `None` for what is never steered: towards the VLANs and the router, and what comes in from a line.
+pub fn steered<'c>(config: &'c Config, packet: &Packet) -> Option<(&'c Policy, Option<&'c Steer>)> {
+    if local(config).contains(packet.destination) {
+        return None;
+    }
+    let policy = |name| config.policies.get(name);
+    match &packet.from {
+        Zone::Vlan(vlan) => {
+            let rule = config.steering.iter().find(|steer| steers(steer, vlan, packet));
+            let name = rule.map(|steer| &steer.policy).or(config.router.default_policy.as_ref())?;
+            Some((policy(name)?, rule))
+        }
+        Zone::Router => Some((policy(config.router.own_policy.as_ref()?)?, None)),
+        Zone::Wan(_) | Zone::Internet => None,
+    }
+}
+
+impl Packet {
+    /// A packet that comes in where its source address is at home.
+    pub fn new(config: &Config, source: IpAddr, destination: IpAddr, protocol: Protocol) -> Self {
+        let from = if own(config).contains(&source) { Zone::Router } else { Zone::of(config, source) };
+        Self { from, to: Zone::of(config, destination), source, destination, protocol }
+    }
+}
+
+impl Zone {
+    /// Where packets to this address end. Broadcast and multicast end at the router: it forwards neither.
+    pub fn of(config: &Config, address: IpAddr) -> Self {
+        let broadcast = |vlan: &Vlan| vlan.addresses.iter().any(|net| is_broadcast(net, address));
+        if own(config).contains(&address)
+            || address.is_multicast()
+            || address == IpAddr::V4(Ipv4Addr::BROADCAST)
+            || config.vlans.values().any(broadcast)
+        {
+            return Self::Router;
+        }
+        config.vlan_of(address).map_or(Self::Internet, |vlan| Self::Vlan(vlan.name.clone()))
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vlan(name) => write!(f, "{name}"),
+            Self::Wan(name) => write!(f, "{name}"),
+            Self::Internet => f.write_str("the Internet"),
+            Self::Router => f.write_str("the router"),
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { destination, .. } => write!(f, "tcp/{destination}"),
+            Self::Udp { destination, .. } => write!(f, "udp/{destination}"),
+            Self::Ping => f.write_str("ping"),
+            Self::Other(number) => write!(f, "protocol {number}"),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => f.write_str("the router's own flows are not judged"),
+            Self::SameSegment { vlan } => write!(f, "both ends are in {vlan}: bridged, not routed"),
+            Self::Cell { from, to, entry, service, line } => {
+                write!(f, "cell {from} -> {to}, entry `{entry}` ({line})")?;
+                service.as_ref().map_or(Ok(()), |service| write!(f, ", service {service}"))
+            }
+            Self::NoCell { from, to, entries } => {
+                write!(f, "cell {from} -> {to}: default deny, ")?;
+                match entries.as_slice() {
+                    [] => f.write_str("no entry for this pair"),
+                    lines => {
+                        let lines: Vec<_> = lines.iter().map(Line::to_string).collect();
+                        write!(f, "none of its entries fits ({})", lines.join(", "))
+                    }
+                }
+            }
+            Self::Egress { vlan, set: None, line } => write!(f, "{vlan} may open anything to the Internet ({line})"),
+            Self::Egress { vlan, set: Some(set), line } => write!(f, "{vlan} -> Internet, egress set {set} ({line})"),
+            Self::NoEgress { vlan, line } => write!(f, "{vlan} -> Internet: default deny ({line})"),
+            Self::Input { from, service, line } => write!(f, "input of {from}, service {service} ({line})"),
+            Self::NoInput { from, line } => write!(f, "input of {from}: default deny ({line})"),
+            Self::BuiltIn { what } => write!(f, "{what}, always accepted"),
+            Self::Inbound { from } => write!(f, "nothing is forwarded in from {from}"),
+            Self::Spoofed { from } => write!(f, "the source address is not at home in {from}: spoofed"),
+            Self::NotRouted { address } => write!(f, "{address} is not routed"),
+        }
+    }
+}
+
+/// Something the file lets through: any packet with its source in `source`, its destination in `destination` and
+/// its protocol in `ports`; `None` is anything.
+#[derive(Debug)]
+pub(crate) struct Opening<'c> {
+    pub(crate) source: Option<&'c AddressSet>,
+    pub(crate) destination: Option<Cow<'c, AddressSet>>,
+    pub(crate) ports: Option<Cow<'c, PortSet>>,
+    pub(crate) reason: Reason,
+}
+
+impl Opening<'_> {
+    fn anything(reason: Reason) -> Self {
+        Self { source: None, destination: None, ports: None, reason }
+    }
+
+    fn holds(&self, packet: &Packet) -> bool {
+        let family = Family::of(packet.source);
+        self.source.is_none_or(|set| set.contains(packet.source))
+            && self.destination.as_ref().is_none_or(|set| set.contains(packet.destination))
+            && self.ports.as_ref().is_none_or(|ports| holds(ports, packet.protocol, family))
+    }
+}
+
+/// Everything the file lets through between two places. From the Internet as such, `destination` tells the line.
+pub(crate) fn openings<'c>(
+    config: &'c Config,
+    from: &Zone,
+    to: &Zone,
+    destination: Option<IpAddr>,
+) -> Vec<Opening<'c>> {
+    match (from, to) {
+        (Zone::Router, _) => vec![Opening::anything(Reason::Own)],
+        (Zone::Vlan(from), Zone::Vlan(to)) if from == to => {
+            vec![Opening::anything(Reason::SameSegment { vlan: from.clone() })]
+        }
+        (Zone::Vlan(from), Zone::Vlan(to)) => cells(config, from, to),
+        (Zone::Vlan(vlan), Zone::Internet | Zone::Wan(_)) => {
+            config.vlans.get(vlan).map_or_else(Vec::new, |vlan| egress(config, vlan))
+        }
+        (Zone::Vlan(name), Zone::Router) => {
+            config.vlans.get(name).map_or_else(Vec::new, |vlan| input(&vlan.input, from, vlan.input_line))
+        }
+        (Zone::Wan(name), Zone::Router) => config.wans.get(name).map_or_else(Vec::new, wan_input),
+        (Zone::Internet, Zone::Router) => {
+            let at = |wan: &&Wan| wan.addressing.addresses.iter().any(|net| Some(net.addr()) == destination);
+            match config.wans.values().find(at) {
+                Some(wan) => wan_input(wan),
+                None => config.wans.values().flat_map(wan_input).collect(),
+            }
+        }
+        (Zone::Wan(_) | Zone::Internet, Zone::Vlan(_) | Zone::Wan(_) | Zone::Internet) => Vec::new(),
+    }
+}
+
+/// Does this set of ports hold the packet? Protocols by number hold every packet of theirs.
+pub(crate) fn holds(ports: &PortSet, protocol: Protocol, family: Family) -> bool {
+    let in_ranges = |ranges: &[std::ops::RangeInclusive<u16>], port| ranges.iter().any(|range| range.contains(&port));
+    let number = match (protocol, family) {
+        (Protocol::Tcp { .. }, _) => 6,
+        (Protocol::Udp { .. }, _) => 17,
+        (Protocol::Ping, Family::V4) => 1,
+        (Protocol::Ping, Family::V6) => 58,
+        (Protocol::Other(number), _) => number,
+    };
+    ports.protocols.contains(&number)
+        || match protocol {
+            Protocol::Tcp { destination, .. } => in_ranges(&ports.tcp, destination),
+            Protocol::Udp { destination, .. } => in_ranges(&ports.udp, destination),
+            Protocol::Ping => ports.ping,
+            Protocol::Other(_) => false,
+        }
+}
+
+fn cells<'c>(config: &'c Config, from: &VlanName, to: &VlanName) -> Vec<Opening<'c>> {
+    let mut openings = Vec::new();
+    for cell in config.cells.iter().filter(|cell| cell.enabled && cell.from == *from && cell.to == *to) {
+        let reason = |service| Reason::Cell {
+            from: from.clone(),
+            to: to.clone(),
+            entry: cell.name.clone(),
+            service,
+            line: cell.line,
+        };
+        let source = cell.from_hosts.as_ref();
+        match &cell.allow {
+            Allow::Any => openings.push(Opening {
+                source,
+                destination: cell.to_hosts.as_ref().map(Cow::Borrowed),
+                ports: None,
+                reason: reason(None),
+            }),
+            Allow::Services(permits) => openings.extend(permits.iter().map(|permit| Opening {
+                source,
+                destination: both(cell.to_hosts.as_ref(), permit.hosts.as_ref()).map(Cow::Owned),
+                ports: Some(Cow::Borrowed(&permit.ports)),
+                reason: reason(Some(permit.service.clone())),
+            })),
+        }
+    }
+    openings
+}
+
+fn egress<'c>(config: &'c Config, vlan: &'c Vlan) -> Vec<Opening<'c>> {
+    match &vlan.internet {
+        Internet::None => Vec::new(),
+        Internet::Any => {
+            vec![Opening::anything(Reason::Egress { vlan: vlan.name.clone(), set: None, line: vlan.internet_line })]
+        }
+        Internet::Sets(names) => names
+            .iter()
+            .filter_map(|name| config.egress.get(name))
+            .map(|set| Opening {
+                source: None,
+                destination: set.to.as_ref().map(Cow::Borrowed),
+                ports: Some(Cow::Borrowed(&set.ports)),
+                reason: Reason::Egress {
+                    vlan: vlan.name.clone(),
+                    set: Some(set.name.clone()),
+                    line: vlan.internet_line,
+                },
+            })
+            .collect(),
+    }
+}
+
+fn input<'c>(permits: &'c [Permit], from: &Zone, line: Line) -> Vec<Opening<'c>> {
+    let opening = |permit: &'c Permit| Opening {
+        source: None,
+        destination: permit.hosts.as_ref().map(Cow::Borrowed),
+        ports: Some(Cow::Borrowed(&permit.ports)),
+        reason: Reason::Input { from: from.clone(), service: permit.service.clone(), line },
+    };
+    permits.iter().map(opening).collect()
+}
+
+fn wan_input(wan: &Wan) -> Vec<Opening<'_>> {
+    input(&wan.input, &Zone::Wan(wan.name.clone()), wan.line)
+}
+
+fn refusal(config: &Config, from: &Zone, to: &Zone) -> Reason {
+    match (from, to) {
+        (Zone::Vlan(from), Zone::Vlan(to)) => {
+            let entries = config.cells.iter().filter(|cell| cell.enabled && cell.from == *from && cell.to == *to);
+            Reason::NoCell { from: from.clone(), to: to.clone(), entries: entries.map(|cell| cell.line).collect() }
+        }
+        (Zone::Vlan(vlan), Zone::Internet | Zone::Wan(_)) => {
+            let line = config.vlans.get(vlan).map_or(Line::BUILT_IN, |vlan| vlan.internet_line);
+            Reason::NoEgress { vlan: vlan.clone(), line }
+        }
+        (Zone::Vlan(name), Zone::Router) => {
+            let line = config.vlans.get(name).map_or(Line::BUILT_IN, |vlan| vlan.input_line);
+            Reason::NoInput { from: from.clone(), line }
+        }
+        (Zone::Wan(name), Zone::Router) => {
+            let line = config.wans.get(name).map_or(Line::BUILT_IN, |wan| wan.line);
+            Reason::NoInput { from: from.clone(), line }
+        }
+        (Zone::Internet, Zone::Router) => Reason::NoInput { from: from.clone(), line: Line::BUILT_IN },
+        (Zone::Router, _) => Reason::Own,
+        (Zone::Wan(_) | Zone::Internet, Zone::Vlan(_) | Zone::Wan(_) | Zone::Internet) => {
+            Reason::Inbound { from: from.clone() }
+        }
+    }
+}
+
+/// What ends before the matrix: sources that are not at home where the packet comes in, addresses nobody routes.
+fn stray(config: &Config, packet: &Packet) -> Option<Reason> {
+    let spoofed = || Some(Reason::Spoofed { from: packet.from.clone() });
+    let to_router = packet.to == Zone::Router;
+    match &packet.from {
+        Zone::Router => return None,
+        Zone::Vlan(name) => {
+            let at_home = config
+                .vlans
+                .get(name)
+                .is_some_and(|vlan| vlan.addresses.iter().any(|net| net.contains(&packet.source)));
+            let asking_for_an_address = packet.source == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+                && packet.protocol == (Protocol::Udp { source: 68, destination: 67 });
+            let link_local = match packet.source {
+                IpAddr::V6(source) => source.is_unicast_link_local() || source.is_unspecified(),
+                IpAddr::V4(_) => false,
+            };
+            if no_sources(config).contains(packet.source) || !(at_home || asking_for_an_address || link_local) {
+                return spoofed();
+            }
+            if (asking_for_an_address || link_local) && !to_router {
+                return Some(Reason::NotRouted { address: packet.source });
+            }
+        }
+        Zone::Wan(_) | Zone::Internet => {
+            if config.vlan_of(packet.source).is_some() || own(config).contains(&packet.source) {
+                return spoofed();
+            }
+        }
+    }
+    let beyond = match &packet.to {
+        Zone::Internet | Zone::Wan(_) => local(config).contains(packet.destination),
+        Zone::Vlan(_) | Zone::Router => false,
+    };
+    beyond.then_some(Reason::NotRouted { address: packet.destination })
+}
+
+/// What a router accepts from a line, whatever the file says.
+fn built_in(packet: &Packet) -> Option<&'static str> {
+    let outside = matches!(packet.from, Zone::Wan(_) | Zone::Internet) && packet.to == Zone::Router;
+    match (packet.source, packet.protocol) {
+        (IpAddr::V4(_), Protocol::Udp { source: 67, destination: 68 }) if outside => Some("an answer of DHCP"),
+        (IpAddr::V6(source), Protocol::Udp { source: 547, destination: 546 })
+            if outside && source.is_unicast_link_local() =>
+        {
+            Some("an answer of DHCPv6")
+        }
+        _ => None,
+    }
+}
+
+fn steers(steer: &Steer, vlan: &VlanName, packet: &Packet) -> bool {
+    let swapped = match packet.protocol {
+        Protocol::Tcp { source, destination } => Protocol::Tcp { source: destination, destination: source },
+        Protocol::Udp { source, destination } => Protocol::Udp { source: destination, destination: source },
+        Protocol::Ping | Protocol::Other(_) => packet.protocol,
+    };
+    let family = Family::of(packet.source);
+    steer.from.as_ref().is_none_or(|from| from.contains(vlan))
+        && steer.source.as_ref().is_none_or(|set| set.contains(packet.source))
+        && steer.destination.as_ref().is_none_or(|set| set.contains(packet.destination))
+        && steer.source_ports.as_ref().is_none_or(|ports| holds(ports, swapped, family))
+        && steer.ports.as_ref().is_none_or(|ports| holds(ports, packet.protocol, family))
+}
+
+fn is_broadcast(net: &IpNet, address: IpAddr) -> bool {
+    match net {
+        IpNet::V4(net) => net.prefix_len() < 31 && IpAddr::V4(net.broadcast()) == address,
+        IpNet::V6(_) => false,
+    }
+}
