@@ -133,26 +133,32 @@ impl<K: Kernel> Reconciler<K> {
             progress = Progress { serial: wanted.serial, passes: 0, ..progress };
         }
 
-        let quick = why == Why::Wanted && progress.failures.is_empty();
-        let from = match self.known.take() {
-            Some(known) if quick && only_traffic_differs(&known, &wanted.state) => {
-                self.next_look = Instant::now() + VERIFY;
-                known
+        let quick = match &self.known {
+            Some(known) if why == Why::Wanted && progress.failures.is_empty() => {
+                Some(known.plan_to(&wanted.state)).filter(|plan| plan.iter().all(moves_traffic_only))
             }
-            known => match self.kernel.observe(&wanted.state).await {
+            Some(_) | None => None,
+        };
+        let (from, plan) = match (quick, self.known.take()) {
+            (Some(plan), Some(known)) => {
+                self.next_look = Instant::now() + VERIFY;
+                (known, plan)
+            }
+            (_, known) => match self.kernel.observe(&wanted.state).await {
                 Ok(found) => {
                     self.last_look = Some(Instant::now());
                     self.next_look = Instant::now() + AUDIT;
-                    if let Some(known) = &known {
-                        let drift = drifted(known, &found, &wanted.state, &progress);
-                        if !drift.is_empty() {
-                            progress.drift_repaired += 1;
-                            for step in &drift {
-                                warn!(repair = ?Brief(step), "somebody changed what is ours in the kernel");
-                            }
+                    let plan = found.plan_to(&wanted.state);
+                    // After a failure nobody knows how much of the step was done, or who undid it.
+                    if let Some(known) = known.filter(|_| progress.failures.is_empty()) {
+                        let ours = known.plan_to(&wanted.state);
+                        let mut drift = plan.iter().filter(|step| !ours.contains(step)).peekable();
+                        progress.drift_repaired += u64::from(drift.peek().is_some());
+                        for step in drift {
+                            warn!(repair = ?Brief(step), "somebody changed what is ours in the kernel");
                         }
                     }
-                    found
+                    (found, plan)
                 }
                 Err(error) => {
                     warn!(%error, "cannot see the kernel");
@@ -165,7 +171,6 @@ impl<K: Kernel> Reconciler<K> {
             },
         };
 
-        let plan = from.plan_to(&wanted.state);
         let known = self.known.insert(from);
         let mut failed = Failed::default();
         let mut done = 0;
@@ -237,25 +242,26 @@ enum Why {
     Look,
 }
 
-/// What the failover path may change without looking at the kernel first: where flows go, and nothing that could
-/// let one pass that the config denies.
-fn only_traffic_differs(known: &KernelState, want: &KernelState) -> bool {
-    let KernelState { links, addresses, sysctls, rules, routes: _, ruleset, buckets: _, dead: _ } = want;
-    known.ruleset == *ruleset
-        && known.rules == *rules
-        && known.addresses == *addresses
-        && known.links == *links
-        && known.sysctls == *sysctls
-}
-
-/// What somebody else undid: the steps that what we knew of the kernel does not call for.
-fn drifted(known: &KernelState, found: &KernelState, want: &KernelState, last: &Progress) -> Vec<Step> {
-    // After a failure nobody knows how much of the step was done.
-    if !last.failures.is_empty() {
-        return Vec::new();
+/// What the failover path may do without looking at the kernel first: it changes where flows go, and nothing that
+/// could let one pass that the config denies.
+fn moves_traffic_only(step: &Step) -> bool {
+    match step {
+        Step::SetRoute { .. }
+        | Step::Revive(_)
+        | Step::SetBuckets { .. }
+        | Step::Bury { .. }
+        | Step::DeleteRoute(_) => true,
+        Step::CloseDoor
+        | Step::SetLink { .. }
+        | Step::SetSysctl { .. }
+        | Step::AddAddress(_)
+        | Step::AddRule(_)
+        | Step::LoadRuleset { .. }
+        | Step::OpenForwarding { .. }
+        | Step::DeleteRule(_)
+        | Step::DeleteAddress(_)
+        | Step::DeleteLink(_) => false,
     }
-    let expected = known.plan_to(want);
-    found.plan_to(want).into_iter().filter(|step| !expected.contains(step)).collect()
 }
 
 /// What failed so far in a pass, and with it what may not follow.

@@ -1,0 +1,363 @@
+//! The one loop. Facts come in (links, neighbours, probe replies, deadlines, asks, signals), each becomes an event
+//! for the router; what the router wants goes out to the reconciler on a `watch` channel, its probes to the prober.
+//!
+//! The loop owns the router and every task; nothing here waits for the kernel, a disk or a peer. Stopping leaves
+//! the kernel as it is.
+
+mod apply;
+mod journal_file;
+mod site;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::Config;
+use config::units::{Family, WanId};
+use mwan::event::{Event, Notice, Reply, Request};
+use mwan::journal::Recorder;
+use mwan::{KernelState, Links, Time};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{error, info, warn};
+
+pub use self::journal_file::JournalFile;
+pub use self::site::{Accepted, Site};
+use crate::ask::{Applies, Ask, Failovers, Refusal, View};
+use crate::probe::Prober;
+use crate::reconcile::{self, Look, Progress, Wanted};
+
+/// What the kernel tells unasked.
+#[derive(Debug)]
+pub enum Change {
+    /// The links as a whole, after one of them changed.
+    Links(Links),
+    Neighbour { wan: WanId, family: Family, mac: Option<[u8; 6]> },
+    /// Something of ours may not be as we left it.
+    Drift,
+}
+
+/// Judges the live flows by a config: how many would it deny, or, with `end`, how many of them were ended.
+#[derive(Clone)]
+pub struct Flows(Arc<dyn Fn(Arc<Config>, bool) -> Count + Send + Sync>);
+
+type Count = Pin<Box<dyn Future<Output = io::Result<u64>> + Send>>;
+
+impl Flows {
+    pub fn new<F, R>(judge: F) -> Self
+    where
+        F: Fn(Arc<Config>, bool) -> R + Send + Sync + 'static,
+        R: Future<Output = io::Result<u64>> + Send + 'static,
+    {
+        Self(Arc::new(move |config, end| Box::pin(judge(config, end))))
+    }
+
+    async fn count_denied(&self, config: Arc<Config>) -> io::Result<u64> {
+        (self.0)(config, false).await
+    }
+
+    async fn end_denied(&self, config: Arc<Config>) -> io::Result<u64> {
+        (self.0)(config, true).await
+    }
+}
+
+impl std::fmt::Debug for Flows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Flows")
+    }
+}
+
+/// What the loop is connected to.
+#[derive(Debug)]
+pub struct Parts {
+    pub changes: mpsc::Receiver<Change>,
+    pub asks: mpsc::Receiver<Ask>,
+    pub reconciler: reconcile::Handle,
+    pub flows: Flows,
+    pub site: Site,
+    /// `None` keeps no journal.
+    pub journal: Option<JournalFile>,
+    /// Tasks that end with the loop.
+    pub tasks: JoinSet<()>,
+}
+
+/// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
+pub async fn run(parts: Parts) -> io::Result<()> {
+    let Parts { mut changes, mut asks, reconciler, flows, site, journal, tasks } = parts;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let (replies_tx, mut replies) = mpsc::channel(REPLIES);
+    let mut progress = reconciler.progress.clone();
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut core = Core {
+        zero: Instant::now(),
+        recorder: Recorder::new(),
+        prober: Prober::new(replies_tx),
+        reconciler,
+        serial: 0,
+        wanted: None,
+        accepted: None,
+        applying: None,
+        trouble: None,
+        failovers: Failovers::default(),
+        flows,
+        site,
+        journal,
+        tasks,
+        watchdog: Watchdog::new(),
+    };
+
+    // What the lines are before what is wanted of them: the first plan is the right one.
+    if let Ok(Some(change)) = tokio::time::timeout(FIRST_LINKS, changes.recv()).await {
+        core.change(change);
+    }
+    core.start();
+    loop {
+        let now = core.now();
+        let due = core.instant(core.recorder.router().deadline(), now);
+        tokio::select! {
+            change = changes.recv() => match change {
+                Some(change) => core.change(change),
+                None => return Err(io::Error::other("the watch on the kernel ended")),
+            },
+            Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
+            () = tokio::time::sleep_until(due) => core.event(&Event::Timeout),
+            changed = progress.changed() => match changed {
+                Ok(()) => {
+                    let seen = progress.borrow_and_update().clone();
+                    core.progressed(&seen);
+                }
+                Err(_gone) => return Err(io::Error::other("the reconciler ended")),
+            },
+            Some(ask) = asks.recv() => core.ask(ask),
+            _ = seconds.tick() => core.second(),
+            Some(ended) = core.tasks.join_next() => if let Err(error) = ended {
+                error!(%error, "a task failed");
+            },
+            _ = hang_up.recv() => core.reload(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    info!("stopping; links, rules, routes and the table stay as they are");
+    core.watchdog.stopping();
+    core.tasks.shutdown().await;
+    if let Some(journal) = &mut core.journal {
+        journal.flush();
+    }
+    Ok(())
+}
+
+struct Core {
+    zero: Instant,
+    recorder: Recorder,
+    prober: Prober,
+    reconciler: reconcile::Handle,
+    serial: u64,
+    wanted: Option<Arc<KernelState>>,
+    /// The config in force.
+    accepted: Option<Accepted>,
+    applying: Option<apply::Applying>,
+    /// What is wrong with the files, until one is accepted.
+    trouble: Option<String>,
+    failovers: Failovers,
+    flows: Flows,
+    site: Site,
+    journal: Option<JournalFile>,
+    tasks: JoinSet<()>,
+    watchdog: Watchdog,
+}
+
+impl Core {
+    fn now(&self) -> Time {
+        Time::ZERO + self.zero.elapsed()
+    }
+
+    /// `when` on tokio's clock, at most an hour ahead: [`Time::NEVER`] has no place there.
+    fn instant(&self, when: Time, now: Time) -> Instant {
+        self.zero + now.since(Time::ZERO) + when.since(now).min(LONGEST_SLEEP)
+    }
+
+    fn event(&mut self, event: &Event) {
+        let now = self.now();
+        let notices = self.recorder.handle(event, now);
+        // The wanted state first: a failover does not wait for the probes that are due with it.
+        self.publish();
+        while let Some(probe) = self.recorder.poll_probe(now) {
+            self.prober.send(&probe);
+        }
+        for notice in &notices {
+            self.failovers.count(notice);
+            log(notice);
+        }
+        let lines = self.recorder.take_lines();
+        if let Some(journal) = &mut self.journal {
+            journal.write(&lines);
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(wanted) = self.recorder.router().wanted() else { return };
+        if self.wanted.as_ref().is_some_and(|before| Arc::ptr_eq(before, &wanted)) {
+            return;
+        }
+        self.wanted = Some(Arc::clone(&wanted));
+        self.serial += 1;
+        self.reconciler.wanted.send_replace(Some(Wanted { serial: self.serial, state: wanted }));
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Links(links) => self.event(&Event::Links(links)),
+            Change::Neighbour { wan, family, mac } => self.event(&Event::Neighbour { wan, family, mac }),
+            Change::Drift => self.reconciler.drift.notify_one(),
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::View(reply) => answer(reply, self.view()),
+            Ask::Plan { text, reply } => self.plan(&text, reply),
+            Ask::Apply { text, reply } => self.apply(&text, reply),
+            Ask::Operator { request, reply } => {
+                let done = self.operate(request);
+                answer(reply, done);
+            }
+        }
+    }
+
+    fn operate(&mut self, request: Request) -> Result<(), Refusal> {
+        let Some(accepted) = &self.accepted else {
+            return Err(refusal("not-configured", "routerd has no configuration yet"));
+        };
+        let (Request::Drain { wan } | Request::Undrain { wan } | Request::FailTest { wan, .. }) = &request;
+        if !accepted.config.wans.contains_key(wan) {
+            let known = accepted.config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(refusal("unknown-wan", format!("there is no wan `{wan}`; there are: {known}")));
+        }
+        info!(?request, "an operator asks");
+        self.event(&Event::Request(request));
+        Ok(())
+    }
+
+    fn view(&self) -> View {
+        let router = self.recorder.router();
+        View {
+            config: self.accepted.as_ref().map(|accepted| Arc::clone(&accepted.config)),
+            text: self.accepted.as_ref().map_or_else(|| Arc::from(""), |accepted| Arc::clone(&accepted.text)),
+            wanted: router.wanted(),
+            snapshot: router.snapshot(self.now()),
+            decision: router.decision().clone(),
+            applies: self.applies(),
+        }
+    }
+
+    fn applies(&self) -> Applies {
+        let progress = self.reconciler.progress.borrow();
+        let failing = progress.failures.iter().map(|(step, reason)| format!("{step}: {reason}")).collect::<Vec<_>>();
+        Applies {
+            succeeded: progress.succeeded,
+            failed: progress.failed,
+            drift_repaired: progress.drift_repaired,
+            failing: match (&self.trouble, failing.is_empty()) {
+                (Some(trouble), _) => Some(trouble.clone()),
+                (None, false) => Some(failing.join("; ")),
+                (None, true) => None,
+            },
+            waiting: self.waiting(),
+        }
+    }
+
+    /// The interfaces the config names and the kernel does not have.
+    fn waiting(&self) -> Vec<String> {
+        let (Some(accepted), Some(wanted)) = (&self.accepted, &self.wanted) else { return Vec::new() };
+        let missing = |interface| !wanted.links.contains_key(interface);
+        let wans = accepted.config.wans.values().filter(|wan| missing(&wan.interface));
+        let ports = accepted.config.ports.values().filter(|port| missing(&port.name));
+        let mut waiting: Vec<_> =
+            wans.map(|wan| format!("wan {} waits for interface {}", wan.name, wan.interface)).collect();
+        waiting.extend(ports.map(|port| format!("port {} is not there ({:?})", port.name, port.find)));
+        waiting
+    }
+
+    fn second(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.flush();
+        }
+        self.give_up_late_apply();
+        self.watchdog.alive();
+    }
+}
+
+/// systemd's view of us.
+#[derive(Debug)]
+struct Watchdog {
+    asked: bool,
+    ready: bool,
+}
+
+impl Watchdog {
+    fn new() -> Self {
+        Self { asked: sd_notify::watchdog_enabled().is_some(), ready: false }
+    }
+
+    fn ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
+            notify(sd_notify::NotifyState::Ready);
+        }
+    }
+
+    fn alive(&self) {
+        if self.asked {
+            notify(sd_notify::NotifyState::Watchdog);
+        }
+    }
+
+    fn stopping(&self) {
+        notify(sd_notify::NotifyState::Stopping);
+    }
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "cannot tell systemd");
+    }
+}
+
+fn log(notice: &Notice) {
+    match notice {
+        Notice::Health { wan, family, from, to, why } => {
+            info!(%wan, %family, from = from.word(), to = to.word(), %why, "health changed");
+        }
+        Notice::BadTarget { target, bad: true } => warn!(%target, "target fails on every line: it is not counted"),
+        Notice::BadTarget { target, bad: false } => info!(%target, "target answers again"),
+        Notice::IspOutage { family, outage: true, wans } => {
+            warn!(%family, ?wans, "most lines were lost together: flows are frozen");
+        }
+        Notice::IspOutage { family, outage: false, wans } => info!(%family, ?wans, "the outage is over"),
+        Notice::PolicyUses { policy, family, uses } => info!(%policy, %family, ?uses, "policy uses other lines"),
+        Notice::Configured { digest } => info!(%digest, "configured"),
+        Notice::GatewayMac { wan, family, mac } => info!(%wan, %family, ?mac, "the gateway's MAC changed"),
+    }
+}
+
+fn refusal(code: &str, message: impl Into<String>) -> Refusal {
+    Refusal { code: code.to_owned(), message: message.into() }
+}
+
+/// Whoever asked may have gone; that is no failure of ours.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    drop(reply.send(value));
+}
+
+/// Replies that wait for the loop; more wait in their sockets.
+const REPLIES: usize = 1024;
+/// How long the start waits for the first list of links.
+const FIRST_LINKS: Duration = Duration::from_secs(5);
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
