@@ -27,7 +27,7 @@ use tracing::{error, info, warn};
 
 pub use self::journal_file::JournalFile;
 pub use self::site::{Accepted, Site};
-use crate::ask::{Applies, Ask, Failovers, Refusal, View};
+use crate::ask::{Applies, Ask, Refusal, View};
 use crate::probe::Prober;
 use crate::reconcile::{self, Look, Progress, Wanted};
 
@@ -36,7 +36,11 @@ use crate::reconcile::{self, Look, Progress, Wanted};
 pub enum Change {
     /// The links as a whole, after one of them changed.
     Links(Links),
-    Neighbour { wan: WanId, family: Family, mac: Option<[u8; 6]> },
+    Neighbour {
+        wan: WanId,
+        family: Family,
+        mac: Option<[u8; 6]>,
+    },
     /// Something of ours may not be as we left it.
     Drift,
 }
@@ -105,7 +109,6 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         accepted: None,
         applying: None,
         trouble: None,
-        failovers: Failovers::default(),
         flows,
         site,
         journal,
@@ -166,7 +169,6 @@ struct Core {
     applying: Option<apply::Applying>,
     /// What is wrong with the files, until one is accepted.
     trouble: Option<String>,
-    failovers: Failovers,
     flows: Flows,
     site: Site,
     journal: Option<JournalFile>,
@@ -193,7 +195,6 @@ impl Core {
             self.prober.send(&probe);
         }
         for notice in &notices {
-            self.failovers.count(notice);
             log(notice);
         }
         let lines = self.recorder.take_lines();

@@ -18,6 +18,7 @@ use crate::counters::Counters;
 mod burial;
 mod conntrack;
 mod elements;
+pub mod fake;
 mod kick;
 mod links;
 mod netlink;

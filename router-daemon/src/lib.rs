@@ -5,10 +5,12 @@ pub mod ask;
 pub mod counters;
 pub mod difference;
 pub mod event_log;
+pub mod event_loop;
 #[cfg(test)]
 mod fixture;
 pub mod kernel;
 pub mod metrics;
 pub mod probe;
+pub mod reconcile;
 mod resolve;
 pub mod status;

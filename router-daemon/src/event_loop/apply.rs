@@ -42,7 +42,9 @@ enum Stage {
         before: BTreeSet<String>,
         steps: u64,
     },
-    Returning { refusal: Refusal },
+    Returning {
+        refusal: Refusal,
+    },
 }
 
 impl Core {
@@ -106,7 +108,8 @@ impl Core {
                 let found = seen.await.map_err(|_gone| gone())?;
                 let found = found.map_err(|error| refusal("kernel", error.to_string()))?;
                 let denied = flows.count_denied(accepted.config).await;
-                let flows_that_die = denied.map_err(|error| refusal("kernel", format!("cannot read flows: {error}")))?;
+                let flows_that_die =
+                    denied.map_err(|error| refusal("kernel", format!("cannot read flows: {error}")))?;
                 Ok(PlanReport { steps: found.plan_to(&want), flows_that_die, warnings: accepted.warnings })
             };
             answer(reply, report.await);
@@ -148,8 +151,7 @@ impl Core {
         let Applying { stage, serial, until, reply } = applying;
         match stage {
             Stage::Trying { previous, before, steps } => {
-                let failing: Vec<_> =
-                    progress.failures.iter().filter(|(step, _)| !before.contains(*step)).collect();
+                let failing: Vec<_> = progress.failures.iter().filter(|(step, _)| !before.contains(*step)).collect();
                 if failing.is_empty() {
                     self.reached(usize::try_from(progress.steps - steps).unwrap_or(usize::MAX), reply);
                 } else if progress.passes >= TRIES {
@@ -181,7 +183,9 @@ impl Core {
 
     fn go_back(&mut self, previous: Option<Accepted>, mut refusal: Refusal, reply: Reply) {
         let Some(previous) = previous else {
-            refusal.message.push_str("\nthere is no previous configuration to go back to: routerd keeps trying this one");
+            refusal
+                .message
+                .push_str("\nthere is no previous configuration to go back to: routerd keeps trying this one");
             return self.refused(refusal, reply);
         };
         warn!(digest = %previous.config.digest, "going back to the previous configuration");

@@ -34,8 +34,10 @@ impl Accepted {
         let parsed = config::parse(name, text).map_err(|problems| refusal("config", problems.to_string()))?;
         let broken = mwan::asserts::broken(&parsed.config);
         if !broken.is_empty() {
-            let told: Vec<_> =
-                broken.iter().map(|broken| format!("{}: `{}` does not hold: {}", broken.line, broken.text, broken.why)).collect();
+            let told: Vec<_> = broken
+                .iter()
+                .map(|broken| format!("{}: `{}` does not hold: {}", broken.line, broken.text, broken.why))
+                .collect();
             return Err(refusal("assert", told.join("\n")));
         }
         let warnings = parsed.warnings.iter().map(|warning| format!("line {}: {}", warning.line, warning.message));
