@@ -72,7 +72,7 @@ pub struct Facts<'a> {
 }
 
 /// Chooses, and remembers which classes a better tier has relieved.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Chooser {
     relieved: BTreeMap<FlowClass, Time>,
 }

@@ -68,7 +68,7 @@ pub fn outage_threshold(usable: usize) -> Option<usize> {
 }
 
 /// What one family's lines go through together.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct SharedFate {
     /// Lines lost within the last [`TOGETHER`].
     recent: BTreeMap<WanId, Time>,

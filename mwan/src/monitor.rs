@@ -36,7 +36,7 @@ pub enum Verdict {
     Silent,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Monitor {
     wan: WanId,
     probing: Probing,
@@ -234,7 +234,7 @@ impl Monitor {
 }
 
 /// One target as seen by one line.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct TargetMonitor {
     index: usize,
     target: Target,
@@ -267,7 +267,7 @@ struct TargetMonitor {
 }
 
 /// The thresholds this target is beyond.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Beyond {
     loss: bool,
     latency: bool,
@@ -469,7 +469,7 @@ impl TargetMonitor {
 }
 
 /// The recent probes of one target.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Window {
     /// `None` is a loss.
     probes: VecDeque<Option<Duration>>,

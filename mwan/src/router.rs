@@ -32,7 +32,7 @@ use crate::monitor::{Monitor, Verdict};
 use crate::state::{BUCKETS, BucketKey, KernelState};
 use crate::time::Time;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Router {
     config: Option<Arc<Config>>,
     /// `None` until the first [`Event::Links`]: nothing is known of any carrier.
@@ -465,7 +465,7 @@ enum Settling {
 }
 
 /// One line in one family.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Line {
     name: WanName,
     wan: config::model::Wan,
