@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use config::Config;
 use config::units::{Family, WanId};
-use mwan::event::{Event, Notice, Reply, Request};
+use mwan::event::{Event, Notice, Request};
 use mwan::journal::Recorder;
 use mwan::{KernelState, Links, Time};
 use tokio::signal::unix::{SignalKind, signal};

@@ -155,7 +155,7 @@ impl<K: Kernel> Reconciler<K> {
                         let mut drift = plan.iter().filter(|step| !ours.contains(step)).peekable();
                         progress.drift_repaired += u64::from(drift.peek().is_some());
                         for step in drift {
-                            warn!(repair = ?Brief(step), "somebody changed what is ours in the kernel");
+                            warn!(repair = %step, "somebody changed what is ours in the kernel");
                         }
                     }
                     (found, plan)
@@ -177,12 +177,12 @@ impl<K: Kernel> Reconciler<K> {
         progress.failures.clear();
         for step in &plan {
             if failed.forbids(step) {
-                debug!(step = ?Brief(step), "postponed: something it relies on failed");
+                debug!(%step, "postponed: something it relies on failed");
                 continue;
             }
             match self.kernel.apply(step).await {
                 Ok(()) => {
-                    debug!(step = ?Brief(step), "done");
+                    debug!(%step, "done");
                     known.apply(step);
                     done += 1;
                 }
@@ -338,31 +338,6 @@ fn link_of(hop: &NextHop) -> Option<&IfName> {
     }
 }
 
-/// A step in a log line: without the text of a whole ruleset or 256 buckets.
-struct Brief<'a>(&'a Step);
-
-impl std::fmt::Debug for Brief<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Step::LoadRuleset { ruleset, .. } => write!(f, "LoadRuleset({})", ruleset.generation),
-            Step::SetBuckets { key, .. } => write!(f, "SetBuckets({}, {})", key.policy, key.family),
-            step @ (Step::CloseDoor
-            | Step::SetLink { .. }
-            | Step::SetSysctl { .. }
-            | Step::AddAddress(_)
-            | Step::SetRoute { .. }
-            | Step::AddRule(_)
-            | Step::Revive(_)
-            | Step::Bury { .. }
-            | Step::OpenForwarding { .. }
-            | Step::DeleteRule(_)
-            | Step::DeleteRoute(_)
-            | Step::DeleteAddress(_)
-            | Step::DeleteLink(_)) => step.fmt(f),
-        }
-    }
-}
-
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// From a hint to the look: changes of others come in groups too.
@@ -373,3 +348,6 @@ const LOOK_APART: Duration = Duration::from_millis(200);
 const VERIFY: Duration = Duration::from_millis(300);
 /// Sysctls change without telling anybody, so we look without being told to.
 const AUDIT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

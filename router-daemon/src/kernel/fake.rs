@@ -106,7 +106,7 @@ impl Kernel for FakeKernel {
         }
         let mut inside = self.inside();
         if let Some(kind) = inside.fault.as_mut().and_then(|fault| fault(step)) {
-            return Err(StepError { step: format!("{step:?}"), source: kind.into() });
+            return Err(StepError { step: step.to_string(), source: kind.into() });
         }
         inside.state.apply(step);
         inside.applied.push(step.clone());
