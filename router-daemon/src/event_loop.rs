@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
-use config::units::{Family, WanId};
+use config::units::Family;
 use mwan::event::{Event, Notice, Request};
 use mwan::journal::Recorder;
-use mwan::{KernelState, Links, Time};
+use mwan::{KernelState, Time};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
@@ -28,22 +28,9 @@ use tracing::{error, info, warn};
 pub use self::journal_file::JournalFile;
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
+use crate::kernel::watch::{Change, Neighbour};
 use crate::probe::Prober;
 use crate::reconcile::{self, Look, Progress, Wanted};
-
-/// What the kernel tells unasked.
-#[derive(Debug)]
-pub enum Change {
-    /// The links as a whole, after one of them changed.
-    Links(Links),
-    Neighbour {
-        wan: WanId,
-        family: Family,
-        mac: Option<[u8; 6]>,
-    },
-    /// Something of ours may not be as we left it.
-    Drift,
-}
 
 /// Judges the live flows by a config: how many would it deny, or, with `end`, how many of them were ended.
 #[derive(Clone)]
@@ -82,6 +69,8 @@ pub struct Parts {
     pub asks: mpsc::Receiver<Ask>,
     pub reconciler: reconcile::Handle,
     pub flows: Flows,
+    /// Told the config in force.
+    pub config: watch::Sender<Option<Arc<Config>>>,
     pub site: Site,
     /// `None` keeps no journal.
     pub journal: Option<JournalFile>,
@@ -91,7 +80,7 @@ pub struct Parts {
 
 /// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
 pub async fn run(parts: Parts) -> io::Result<()> {
-    let Parts { mut changes, mut asks, reconciler, flows, site, journal, tasks } = parts;
+    let Parts { mut changes, mut asks, reconciler, flows, config, site, journal, tasks } = parts;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -110,6 +99,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         applying: None,
         trouble: None,
         flows,
+        config,
         site,
         journal,
         tasks,
@@ -149,7 +139,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         }
     }
     info!("stopping; links, rules, routes and the table stay as they are");
-    core.watchdog.stopping();
+    notify(sd_notify::NotifyState::Stopping);
     core.tasks.shutdown().await;
     if let Some(journal) = &mut core.journal {
         journal.flush();
@@ -170,6 +160,7 @@ struct Core {
     /// What is wrong with the files, until one is accepted.
     trouble: Option<String>,
     flows: Flows,
+    config: watch::Sender<Option<Arc<Config>>>,
     site: Site,
     journal: Option<JournalFile>,
     tasks: JoinSet<()>,
@@ -216,8 +207,24 @@ impl Core {
     fn change(&mut self, change: Change) {
         match change {
             Change::Links(links) => self.event(&Event::Links(links)),
-            Change::Neighbour { wan, family, mac } => self.event(&Event::Neighbour { wan, family, mac }),
+            Change::Neighbour(neighbour) => self.neighbour(&neighbour),
             Change::Drift => self.reconciler.drift.notify_one(),
+        }
+    }
+
+    /// Only gateways matter. A probe of one is answered here too.
+    fn neighbour(&mut self, neighbour: &Neighbour) {
+        let Some(accepted) = &self.accepted else { return };
+        let family = Family::of(neighbour.address);
+        let gateway_of = accepted
+            .config
+            .wans
+            .values()
+            .find(|wan| wan.interface == neighbour.link && wan.gateway(family) == Some(neighbour.address));
+        let Some(wan) = gateway_of.map(|wan| wan.id) else { return };
+        self.event(&Event::Neighbour { wan, family, mac: neighbour.mac });
+        for reply in self.prober.gateway_seen(wan, family, neighbour) {
+            self.event(&Event::Reply(reply));
         }
     }
 
@@ -319,10 +326,6 @@ impl Watchdog {
             notify(sd_notify::NotifyState::Watchdog);
         }
     }
-
-    fn stopping(&self) {
-        notify(sd_notify::NotifyState::Stopping);
-    }
 }
 
 fn notify(state: sd_notify::NotifyState<'_>) {
@@ -361,4 +364,4 @@ fn answer<T>(reply: oneshot::Sender<T>, value: T) {
 const REPLIES: usize = 1024;
 /// How long the start waits for the first list of links.
 const FIRST_LINKS: Duration = Duration::from_secs(5);
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+const LONGEST_SLEEP: Duration = Duration::from_hours(1);

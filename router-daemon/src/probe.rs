@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use self::ping::Pinger;
+use crate::kernel::watch::{self, Neighbour};
 use crate::resolve;
 
 /// All probes of all lines. Dropping it ends them.
@@ -34,6 +35,8 @@ pub struct Prober {
     lines: BTreeMap<WanId, Line>,
     pingers: BTreeMap<(WanId, Family), Pinger>,
     replies: mpsc::Sender<Reply>,
+    /// Gateways that were asked to show themselves.
+    asked: Vec<Asked>,
     /// One task for each connection under way.
     tasks: JoinSet<()>,
     slots: Arc<Semaphore>,
@@ -46,6 +49,7 @@ impl Prober {
         Self {
             lines: BTreeMap::new(),
             pingers: BTreeMap::new(),
+            asked: Vec::new(),
             replies,
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
@@ -76,6 +80,7 @@ impl Prober {
             return;
         }
         self.tasks.abort_all();
+        self.asked.clear();
         let before = std::mem::replace(&mut self.lines, lines);
         self.pingers.retain(|(wan, _), _| before.get(wan) == self.lines.get(wan));
     }
@@ -91,7 +96,18 @@ impl Prober {
                     self.cannot_send(probe, &error);
                 }
             }
-            TargetKind::Gateway | TargetKind::Tcp { .. } | TargetKind::Dns { .. } | TargetKind::Http { .. } => {
+            TargetKind::Gateway => {
+                let asked = Asked { probe: probe.clone(), family: target.family, at: Instant::now() };
+                let gateway = line.gateway(target.family).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into());
+                match gateway.and_then(|gateway| watch::reconfirm(&line.interface, gateway)) {
+                    Ok(()) => {
+                        self.asked.retain(|asked| asked.at.elapsed() < asked.probe.timeout);
+                        self.asked.push(asked);
+                    }
+                    Err(error) => self.cannot_send(probe, &error),
+                }
+            }
+            TargetKind::Tcp { .. } | TargetKind::Dns { .. } | TargetKind::Http { .. } => {
                 let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                     warn!(limit = AT_ONCE, "too many probes under way: one was not sent");
                     return;
@@ -104,6 +120,20 @@ impl Prober {
                 self.tasks.spawn(ask(line, target, tls, probe, replies, slot));
             }
         }
+    }
+
+    /// The kernel learnt something about the gateway of a line: the replies to the probes that asked for it.
+    pub fn gateway_seen(&mut self, wan: WanId, family: Family, neighbour: &Neighbour) -> Vec<Reply> {
+        if neighbour.mac.is_some() && !neighbour.reachable {
+            return Vec::new();
+        }
+        let about = |asked: &mut Asked| asked.probe.wan == wan && asked.family == family;
+        let asked = self.asked.extract_if(.., about).filter(|asked| asked.at.elapsed() < asked.probe.timeout);
+        let outcome = |asked: &Asked| match neighbour.mac {
+            Some(_) => Outcome::Answered { rtt: asked.at.elapsed() },
+            None => Outcome::Failed { why: Failure::Unreachable },
+        };
+        asked.map(|asked| reply(&asked.probe, outcome(&asked))).collect()
     }
 
     fn ping(&mut self, probe: &Probe, address: IpAddr) -> io::Result<()> {
@@ -131,6 +161,14 @@ impl Prober {
     }
 }
 
+/// A gateway was asked by neighbour resolution; the kernel's watch tells what came of it.
+#[derive(Debug)]
+struct Asked {
+    probe: Probe,
+    family: Family,
+    at: Instant,
+}
+
 /// What the sockets of one line are bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
@@ -144,6 +182,13 @@ struct Line {
 }
 
 impl Line {
+    fn gateway(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.gateway4,
+            Family::V6 => self.gateway6,
+        }
+    }
+
     fn source(&self, family: Family) -> io::Result<IpAddr> {
         match family {
             Family::V4 => self.source4,
@@ -205,7 +250,7 @@ async fn answer(
     tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
 ) -> Result<(), Failure> {
     match &target.kind {
-        TargetKind::Icmp { .. } => Err(Failure::CannotSend),
+        TargetKind::Gateway | TargetKind::Icmp { .. } => Err(Failure::CannotSend),
         TargetKind::Tcp { address } => {
             line.connect(*address).await.map_err(|error| failure(&error))?;
             Ok(())
@@ -218,27 +263,6 @@ async fn answer(
             let stream = line.connect(*address).await.map_err(|error| failure(&error))?;
             http::get(stream, tls, name, path, *status).await
         }
-        TargetKind::Gateway => {
-            let gateway = match target.family {
-                Family::V4 => line.gateway4,
-                Family::V6 => line.gateway6,
-            };
-            gateway_answers(line, gateway.ok_or(Failure::CannotSend)?).await
-        }
-    }
-}
-
-/// Waits for neighbour resolution: a datagram to the discard port makes the kernel ask for the gateway's MAC. The
-/// kernel reports a gateway that does not answer as `EHOSTUNREACH` on the socket; a gateway that is there either
-/// swallows the datagram or says that nobody listens.
-async fn gateway_answers(line: &Line, gateway: IpAddr) -> Result<(), Failure> {
-    let socket = line.datagrams(Family::of(gateway)).map_err(|error| failure(&error))?;
-    socket.connect(SocketAddr::new(gateway, DISCARD)).await.map_err(|error| failure(&error))?;
-    socket.send(&[]).await.map_err(|error| failure(&error))?;
-    match socket.recv(&mut [0; 16]).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => Err(failure(&error)),
     }
 }
 
@@ -260,5 +284,3 @@ fn failure(error: &io::Error) -> Failure {
 
 /// Connections under way at one time; each holds one file descriptor.
 const AT_ONCE: usize = 512;
-/// RFC 863.
-const DISCARD: u16 = 9;

@@ -133,6 +133,7 @@ impl Core {
     /// Puts a config in force.
     fn take(&mut self, accepted: Accepted) {
         self.prober.configure(&accepted.config);
+        self.config.send_replace(Some(Arc::clone(&accepted.config)));
         let event = Event::Config(Arc::clone(&accepted.config));
         self.accepted = Some(accepted);
         self.event(&event);
@@ -163,7 +164,7 @@ impl Core {
                     self.applying = Some(Applying { stage, serial, until, reply });
                 }
             }
-            Stage::Returning { refusal } => self.refused(refusal, reply),
+            Stage::Returning { refusal } => refused(refusal, reply),
         }
     }
 
@@ -175,7 +176,7 @@ impl Core {
                     let refusal = refusal("kernel", format!("the kernel did not have it after {PATIENCE:?}"));
                     self.go_back(previous, refusal, applying.reply);
                 }
-                Stage::Returning { refusal } => self.refused(refusal, applying.reply),
+                Stage::Returning { refusal } => refused(refusal, applying.reply),
             },
             applying => self.applying = applying,
         }
@@ -186,19 +187,12 @@ impl Core {
             refusal
                 .message
                 .push_str("\nthere is no previous configuration to go back to: routerd keeps trying this one");
-            return self.refused(refusal, reply);
+            return refused(refusal, reply);
         };
         warn!(digest = %previous.config.digest, "going back to the previous configuration");
         self.take(previous);
         let stage = Stage::Returning { refusal };
         self.applying = Some(Applying { stage, serial: self.serial, until: Instant::now() + PATIENCE, reply });
-    }
-
-    fn refused(&mut self, refusal: Refusal, reply: Reply) {
-        error!(reason = %refusal, "not applied");
-        if let Some(reply) = reply {
-            answer(reply, Err(refusal));
-        }
     }
 
     /// The kernel has it: keep the text, end what it denies, answer.
@@ -228,6 +222,13 @@ impl Core {
                 answer(reply, Ok(report));
             }
         });
+    }
+}
+
+fn refused(refusal: Refusal, reply: Reply) {
+    error!(reason = %refusal, "not applied");
+    if let Some(reply) = reply {
+        answer(reply, Err(refusal));
     }
 }
 

@@ -1,0 +1,194 @@
+//! The daemon: finds its files, opens the kernel, starts the parts and hands them to the event loop.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Parser;
+use mwan::state::RulesetState;
+use mwan::{KernelState, Step};
+use router_daemon::event_log::{self, EventLog};
+use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
+use router_daemon::kernel::nflog::PacketLog;
+use router_daemon::kernel::watch::Watch;
+use router_daemon::kernel::{Kernel, LinuxKernel};
+use router_daemon::reconcile::Reconciler;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+/// Routes this machine's networks as its site file says.
+///
+/// Stopping it leaves links, routes, rules and the ruleset in place; starting it adopts what it finds. SIGHUP reads
+/// the site file again. Without a good site file everything is denied and the API says why.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// The site file.
+    #[arg(long, default_value = "/etc/quadway/site.toml")]
+    config: PathBuf,
+    /// What survives a reboot: the last applied configuration, the journal.
+    #[arg(long, default_value = "/var/lib/quadway")]
+    state: PathBuf,
+    /// What survives a restart: the socket of the API, the lock.
+    #[arg(long, default_value = "/run/quadway")]
+    run: PathBuf,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  stopped by SIGTERM or SIGINT
+  1  a part that cannot be done without failed; the log says which
+  2  wrong arguments
+  3  another routerd runs here
+  4  the machine is not fit: privileges are missing, nft is missing or too old
+
+Environment:
+  QUADWAY_NFT  the nft program, at least 1.1.3 (default: `nft` on PATH)
+  RUST_LOG     what is logged, such as `info` or `router_daemon=debug` (default: info)";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // journald adds the time itself; a terminal wants it.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.with_ansi(false).without_time().init();
+    } else {
+        log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
+    }
+    match start(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop { code, error }) => {
+            error!("{error:#}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Why we end, and the exit code for it.
+struct Stop {
+    code: u8,
+    error: anyhow::Error,
+}
+
+impl Stop {
+    fn with(code: u8) -> impl Fn(anyhow::Error) -> Self {
+        move |error| Self { code, error }
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<(), Stop> {
+    let _lock = lock(&arguments.run)?;
+    // One thread: the whole work of an idle router is a few hundred small packets a second.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime").map_err(Stop::with(FAILED))?;
+    runtime.block_on(async {
+        let kernel = open(&arguments.run).await.map_err(Stop::with(UNFIT))?;
+        run(arguments, kernel).await.map_err(Stop::with(FAILED))
+    })
+}
+
+/// Held until the process ends, however it ends.
+fn lock(run: &Path) -> Result<File, Stop> {
+    let path = run.join("routerd.lock");
+    let opened = fs::create_dir_all(run).and_then(|()| File::create(&path));
+    let file = opened.with_context(|| format!("cannot open {}", path.display())).map_err(Stop::with(FAILED))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Stop { code: OTHER, error: anyhow!("another routerd runs here: it holds {}", path.display()) })
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(Stop { code: FAILED, error: anyhow!(error).context(format!("cannot lock {}", path.display())) })
+        }
+    }
+}
+
+async fn open(run: &Path) -> Result<LinuxKernel> {
+    // A raw socket with a mark needs what everything here needs: CAP_NET_RAW and CAP_NET_ADMIN.
+    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::RAW, Some(socket2::Protocol::ICMPV4))
+        .and_then(|socket| socket.set_mark(1))
+        .context("routerd must run as root, or with CAP_NET_ADMIN and CAP_NET_RAW")?;
+    LinuxKernel::open(run).await.context("cannot use nftables")
+}
+
+async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
+    // Nothing passes a router that has not been told what may. A table of ours from before stays: it is adopted.
+    let found = kernel.observe(&KernelState::default()).await?;
+    if found.ruleset == RulesetState::Absent {
+        kernel.apply(&Step::CloseDoor).await?;
+        info!("closed: everything is denied until the site file is in force");
+    }
+
+    let mut tasks = JoinSet::new();
+    let (changes_tx, changes) = mpsc::channel(64);
+    let mut watch_kernel = Watch::open().context("cannot watch the kernel")?;
+    tasks.spawn(async move {
+        loop {
+            match watch_kernel.next().await {
+                Ok(change) => {
+                    if changes_tx.send(change).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    error!(%error, "the watch on the kernel failed");
+                    return;
+                }
+            }
+        }
+    });
+
+    let (config, config_in_force) = watch::channel(None);
+    let denied = EventLog::default();
+    match PacketLog::open() {
+        Ok(mut log) => {
+            let (packets_tx, packets) = mpsc::channel(256);
+            tasks.spawn(async move {
+                loop {
+                    match log.next().await {
+                        Ok(packet) => {
+                            if packets_tx.send(packet).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => {
+                            error!(%error, "denials are counted and not told: reading the packet log failed");
+                            return;
+                        }
+                    }
+                }
+            });
+            tasks.spawn(event_log::run(packets, config_in_force.clone(), denied.clone()));
+        }
+        Err(error) => warn!(%error, "denials are counted and not told: the packet log cannot be opened"),
+    }
+
+    let (reconciler, handle) = Reconciler::new(kernel);
+    tasks.spawn(reconciler.run());
+
+    let (asks_tx, asks) = mpsc::channel(32);
+    let journal = JournalFile::begin(&arguments.state.join("journal"));
+    let parts = Parts {
+        changes,
+        asks,
+        reconciler: handle,
+        flows: Flows::new(|_config, _end| async { Ok(0) }),
+        config,
+        site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
+        journal: journal.inspect_err(|error| warn!(%error, "no journal is kept")).ok(),
+        tasks,
+    };
+    // The API's end.
+    let _asks = (asks_tx, denied, config_in_force);
+    event_loop::run(parts).await?;
+    Ok(())
+}
+
+const FAILED: u8 = 1;
+const OTHER: u8 = 3;
+const UNFIT: u8 = 4;
