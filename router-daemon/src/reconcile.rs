@@ -315,17 +315,15 @@ impl Failed {
             return true;
         }
         match step {
-            Step::CloseDoor | Step::LoadRuleset { .. } => false,
+            Step::CloseDoor | Step::LoadRuleset { .. } | Step::AddRule(_) => false,
             Step::SetLink { name, link } => {
                 self.links.contains(name) || link.master.as_ref().is_some_and(|master| self.links.contains(master))
             }
             Step::SetSysctl { name, .. } => name.split('/').any(|part| self.links.iter().any(|l| l.as_str() == part)),
             Step::AddAddress(address) => self.links.contains(&address.link),
             Step::SetRoute { hop, .. } => link_of(hop).is_some_and(|link| self.links.contains(link)),
-            Step::AddRule(_) => false,
-            Step::Revive(_) => self.ruleset,
+            Step::Revive(_) | Step::OpenForwarding { .. } => self.ruleset,
             Step::SetBuckets { .. } | Step::Bury { .. } => self.ruleset || self.traffic,
-            Step::OpenForwarding { .. } => self.ruleset,
             Step::DeleteAddress(address) => self.ruleset || self.make || self.links.contains(&address.link),
             Step::DeleteRule(_) | Step::DeleteRoute(_) | Step::DeleteLink(_) => self.ruleset || self.make,
         }
