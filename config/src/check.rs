@@ -9,7 +9,7 @@ mod wans;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
@@ -47,7 +47,9 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     }
     for cell in &cells {
         if let model::Allow::Services(permits) = &cell.allow {
-            permits.iter().for_each(|permit| built_in(&mut named, permit));
+            for permit in permits {
+                built_in(&mut named, permit);
+            }
         }
     }
     let config = Config {
@@ -228,8 +230,8 @@ impl<'a> Check<'a> {
         self.report(problem)
     }
 
-    fn host_known(&mut self, at: &At<HostName>) -> bool {
-        let problem = undeclared(at.value.as_str(), &at.span, "host", "host", &self.names.hosts);
+    fn host_known(&mut self, name: &HostName, span: &Span) -> bool {
+        let problem = undeclared(name.as_str(), span, "host", "host", &self.names.hosts);
         self.report(problem)
     }
 
@@ -251,27 +253,19 @@ impl<'a> Check<'a> {
 
     /// The addresses these names and ranges stand for. `None` when one of them is not known.
     fn addresses(&mut self, refs: &[At<HostRef>]) -> Option<AddressSet> {
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
         let mut complete = true;
-        let mut add = |addresses: Addresses| match addresses {
-            Addresses::V4(first, last) => v4.push(first..=last),
-            Addresses::V6(first, last) => v6.push(first..=last),
-        };
         for item in refs {
             match &item.value {
-                HostRef::Addresses(addresses) => add(*addresses),
+                HostRef::Addresses(addresses) => all.push(*addresses),
                 HostRef::Named(name) => {
-                    complete &= self.host_known(&At { value: name.clone(), span: item.span.clone() });
-                    for address in self.hosts.get(name).into_iter().flat_map(|host| &host.addresses) {
-                        match address {
-                            IpAddr::V4(address) => add(Addresses::V4(*address, *address)),
-                            IpAddr::V6(address) => add(Addresses::V6(*address, *address)),
-                        }
-                    }
+                    complete &= self.host_known(name, &item.span);
+                    let known = self.hosts.get(name).into_iter().flat_map(|host| &host.addresses);
+                    all.extend(known.map(|address| Addresses::from(IpNet::from(*address))));
                 }
             }
         }
-        complete.then(|| AddressSet::of(v4, v6))
+        complete.then(|| union(all))
     }
 
     fn router(&mut self) -> model::Router {
@@ -342,6 +336,17 @@ fn merged_ports(specs: &[At<crate::file::PortSpec>]) -> PortSet {
         ports.merge(&spec.value.0);
     }
     ports
+}
+
+fn union(all: impl IntoIterator<Item = Addresses>) -> AddressSet {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for addresses in all {
+        match addresses {
+            Addresses::V4(first, last) => v4.push(first..=last),
+            Addresses::V6(first, last) => v6.push(first..=last),
+        }
+    }
+    AddressSet::of(v4, v6)
 }
 
 /// Names with a meaning of their own in cells and asserts.

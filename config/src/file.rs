@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use toml::de::DeTable;
 
-use crate::model::{AddressSet, PortSet};
+use crate::model::PortSet;
 use crate::problem::{Problem, Span};
 use crate::read::{At, Node, Read, Table, at, shown, text, wrong_type};
 use crate::units::{EgressName, HostName, IfName, NameError, PolicyName, ServiceName, VlanName, WanName};
@@ -767,13 +767,6 @@ impl Read for ServiceRef {
 }
 
 impl Addresses {
-    pub(crate) fn add_to(self, set: &mut AddressSet) {
-        match self {
-            Self::V4(first, last) => set.add_range4(first..=last),
-            Self::V6(first, last) => set.add_range6(first..=last),
-        }
-    }
-
     pub(crate) fn contains(self, address: IpAddr) -> bool {
         match (self, address) {
             (Self::V4(first, last), IpAddr::V4(address)) => (first..=last).contains(&address),
@@ -791,16 +784,23 @@ impl Addresses {
     }
 }
 
+impl From<IpNet> for Addresses {
+    /// Every address of the prefix.
+    fn from(net: IpNet) -> Self {
+        match net {
+            IpNet::V4(net) => Self::V4(net.network(), net.broadcast()),
+            IpNet::V6(net) => Self::V6(net.network(), net.broadcast()),
+        }
+    }
+}
+
 impl FromStr for Addresses {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const HELP: &str = "write it like \"10.0.0.5\", \"10.0.0.0/24\" or \"10.0.0.5-10.0.0.9\"";
         if let Ok(net) = text.parse::<IpNet>() {
-            return Ok(match net {
-                IpNet::V4(net) => Self::V4(net.network(), net.broadcast()),
-                IpNet::V6(net) => Self::V6(net.network(), net.broadcast()),
-            });
+            return Ok(net.into());
         }
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let first: IpAddr = first.trim().parse().ok().ok_or(HELP)?;

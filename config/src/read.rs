@@ -45,12 +45,11 @@ impl<'a> Table<'a> {
 
     pub(crate) fn of(what: impl Into<String>, node: &'a Node<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
         let what = what.into();
-        match node.get_ref().as_table() {
-            Some(entries) => Some(Self::new(what, node.span(), entries)),
-            None => {
-                problems.push(wrong_type(node, &format!("a table ({what})")));
-                None
-            }
+        if let Some(entries) = node.get_ref().as_table() {
+            Some(Self::new(what, node.span(), entries))
+        } else {
+            problems.push(wrong_type(node, &format!("a table ({what})")));
+            None
         }
     }
 
@@ -295,7 +294,7 @@ named! {
 
 /// Characters of the operator's text repeated inside a message.
 const SHOWN: usize = 60;
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST: Duration = Duration::from_hours(168);
 
 #[cfg(test)]
 mod tests {
@@ -306,7 +305,7 @@ mod tests {
         for (text, wanted) in [
             ("100ms", Some(Duration::from_millis(100))),
             ("1.5s", Some(Duration::from_millis(1500))),
-            ("10m", Some(Duration::from_secs(600))),
+            ("10m", Some(Duration::from_mins(10))),
             ("0.1ms", Some(Duration::from_micros(100))),
             ("0s", Some(Duration::ZERO)),
             ("10", None),

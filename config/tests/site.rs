@@ -138,7 +138,8 @@ fn the_warnings_of_the_whole_site_are_the_two_it_explains() {
 #[test]
 fn policies_keep_their_ids_when_others_come_and_go() {
     let with = |names: &[&str]| {
-        let policies: String = names.iter().map(|name| format!("[policy.{name}]\nmembers = [\"wan1\"]\n")).collect();
+        let policies: Vec<_> = names.iter().map(|name| format!("[policy.{name}]\nmembers = [\"wan1\"]\n")).collect();
+        let policies = policies.concat();
         let text = format!(
             "[site]\nname = \"x\"\n[router]\ndefault_policy = \"b\"\n[wan.wan1]\ninterface = \"eth0\"\n\
              addresses = [\"192.0.2.2/24\"]\ngateway = \"192.0.2.1\"\n{policies}"

@@ -102,15 +102,12 @@ impl Check<'_> {
         };
         let policy_word = words.first().copied().unwrap_or_default();
         let policy = policy_word.parse::<PolicyName>().ok();
-        let known = match &policy {
-            Some(policy) => {
-                let span = within(self.lines_text(at), at, policy_word);
-                self.policy_known(policy, &span)
-            }
-            None => {
-                self.sentence(at, &format!("`{}` is no name of a policy", shown(policy_word)));
-                false
-            }
+        let known = if let Some(policy) = &policy {
+            let span = within(self.lines_text(at), at, policy_word);
+            self.policy_known(policy, &span)
+        } else {
+            self.sentence(at, &format!("`{}` is no name of a policy", shown(policy_word)));
+            false
         };
         let used = words.get(2..).unwrap_or(&[]).concat();
         let used = if used == "none" { Some(Set::new()) } else { self.wan_list(at, &used) };

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::segments::comment;
-use super::{Check, RESERVED, Seen, Set, merged_ports};
-use crate::file::{self, Destinations, HostRef, ServiceRef};
+use super::{Check, RESERVED, Seen, Set, merged_ports, union};
+use crate::file::{self, Addresses, Destinations, HostRef, ServiceRef};
 use crate::model::{self, AddressSet, Allow, Cell, EgressSet, Permit, Service, Steer};
 use crate::preset;
 use crate::problem::{Problem, Span};
@@ -56,11 +56,7 @@ impl Check<'_> {
                 );
             }
             let to = match written.to.as_ref().map(|at| &at.value) {
-                Some(Destinations::These(list)) => {
-                    let mut to = AddressSet::default();
-                    list.iter().for_each(|at| at.value.add_to(&mut to));
-                    Some(to)
-                }
+                Some(Destinations::These(list)) => Some(union(list.iter().map(|at| at.value))),
                 Some(Destinations::Any) | None => None,
             };
             let ports = merged_ports(written.ports.as_ref().map_or(&[][..], |list| &list.value));
@@ -108,15 +104,15 @@ impl Check<'_> {
         let mut cells = Vec::new();
         let mut origins = Vec::new();
         for (origin, written) in self.file.cells.iter().enumerate() {
-            if let Some(name) = &written.name {
-                if let Some(first) = names.insert(name.value.clone(), name.span.clone()) {
-                    self.push(
-                        Problem::error(format!("two cells are called `{}`", crate::read::shown(&name.value)))
-                            .at(&name.span, "used again here")
-                            .at(&first, "first used here")
-                            .help("a named exception needs a name of its own"),
-                    );
-                }
+            if let Some(name) = &written.name
+                && let Some(first) = names.insert(name.value.clone(), name.span.clone())
+            {
+                self.push(
+                    Problem::error(format!("two cells are called `{}`", crate::read::shown(&name.value)))
+                        .at(&name.span, "used again here")
+                        .at(&first, "first used here")
+                        .help("a named exception needs a name of its own"),
+                );
             }
             let from = self.places(written.from.as_ref());
             let to = self.places(written.to.as_ref());
@@ -207,14 +203,14 @@ impl Check<'_> {
                 }
             }
         }
-        if let (Some(at), [source], [target]) = (&written.to, from, to) {
-            if source == target {
-                self.push(
-                    Problem::error(format!("this cell leads from VLAN `{source}` to itself"))
-                        .at(&at.span, "the same VLAN as in `from`")
-                        .help("inside a VLAN packets are bridged; the matrix does not see them"),
-                );
-            }
+        if let (Some(at), [source], [target]) = (&written.to, from, to)
+            && source == target
+        {
+            self.push(
+                Problem::error(format!("this cell leads from VLAN `{source}` to itself"))
+                    .at(&at.span, "the same VLAN as in `from`")
+                    .help("inside a VLAN packets are bridged; the matrix does not see them"),
+            );
         }
         pairs
     }
@@ -235,13 +231,11 @@ impl Check<'_> {
                     .help("leave the key out for the whole VLAN"),
             );
         }
-        let nets: Vec<IpNet> =
-            places.iter().filter_map(|name| vlans.get(name)).flat_map(|vlan| vlan.addresses.iter().copied()).collect();
-        if nets.is_empty() {
+        let vlans = places.iter().filter_map(|name| vlans.get(name));
+        let subnets = union(vlans.flat_map(|vlan| &vlan.addresses).map(|net| Addresses::from(*net)));
+        if subnets.is_empty() {
             return;
         }
-        let mut subnets = AddressSet::default();
-        nets.iter().for_each(|net| subnets.add(*net));
         for at in &list.value {
             let Some(addresses) = self.addresses_of(at) else { continue };
             if addresses.is_empty() || !addresses.intersection(&subnets).is_empty() {
@@ -266,16 +260,12 @@ impl Check<'_> {
 
     /// Like `addresses`, for one and without reporting it again.
     fn addresses_of(&self, at: &At<HostRef>) -> Option<AddressSet> {
-        let mut set = AddressSet::default();
-        match &at.value {
-            HostRef::Addresses(addresses) => addresses.add_to(&mut set),
+        Some(match &at.value {
+            HostRef::Addresses(addresses) => union([*addresses]),
             HostRef::Named(name) => {
-                for address in &self.hosts.get(name)?.addresses {
-                    set.add(IpNet::from(*address));
-                }
+                union(self.hosts.get(name)?.addresses.iter().map(|address| Addresses::from(IpNet::from(*address))))
             }
-        }
-        Some(set)
+        })
     }
 
     fn empty<T>(&self, list: Option<&At<Vec<At<T>>>>) -> Option<Span> {
@@ -301,7 +291,9 @@ impl Check<'_> {
             if let Some(refs) = &written.services {
                 let permits = self.permits(&refs.value, services);
                 let set = ports.get_or_insert_default();
-                permits.iter().for_each(|permit| set.merge(&permit.ports));
+                for permit in &permits {
+                    set.merge(&permit.ports);
+                }
                 // A service bound to hosts narrows the rule to them where the rule itself does not.
                 if destination.is_none() && !permits.is_empty() && permits.iter().all(|permit| permit.hosts.is_some()) {
                     let bound = permits.iter().filter_map(|permit| permit.hosts.as_ref());

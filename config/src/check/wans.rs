@@ -285,26 +285,38 @@ impl<'a> Check<'a> {
 
     fn probing(&mut self, wan: &file::Wan, addressing: &Addressing) -> Probing {
         let (own, site) = (&wan.probe, &self.file.probe);
-        let interval = pick(&own.interval, &site.interval)
+        let interval = own
+            .interval
+            .as_ref()
+            .or(site.interval.as_ref())
             .and_then(|at| self.time(at, SHORTEST_INTERVAL, LONGEST_INTERVAL, "the interval of probes"))
             .unwrap_or(DEFAULT_INTERVAL);
-        let timeout = pick(&own.timeout, &site.timeout)
+        let timeout = own
+            .timeout
+            .as_ref()
+            .or(site.timeout.as_ref())
             .and_then(|at| self.time(at, SHORTEST_TIMEOUT, LONGEST_TIMEOUT, "the timeout of a probe"))
             .unwrap_or_else(|| (interval * 3 / 2).clamp(DEFAULT_TIMEOUTS.0, DEFAULT_TIMEOUTS.1));
-        let few = |check: &mut Self, own: &Option<At<i64>>, site: &Option<At<i64>>, what: &str, default: u8| {
-            let value = pick(own, site).and_then(|at| check.number::<u8>(at, 1..=100, what));
+        let few = |check: &mut Self, own: Option<&At<i64>>, site: Option<&At<i64>>, what: &str, default: u8| {
+            let value = own.or(site).and_then(|at| check.number::<u8>(at, 1..=100, what));
             NonZeroU8::new(value.unwrap_or(default)).unwrap_or(NonZeroU8::MIN)
         };
-        let fall = few(self, &own.fall, &site.fall, "`fall`", 3);
-        let rise = few(self, &own.rise, &site.rise, "`rise`", 5);
-        let quorum = few(self, &own.quorum, &site.quorum, "`quorum`", 1);
-        let window = pick(&own.window, &site.window)
+        let fall = few(self, own.fall.as_ref(), site.fall.as_ref(), "`fall`", 3);
+        let rise = few(self, own.rise.as_ref(), site.rise.as_ref(), "`rise`", 5);
+        let quorum = few(self, own.quorum.as_ref(), site.quorum.as_ref(), "`quorum`", 1);
+        let window = own
+            .window
+            .as_ref()
+            .or(site.window.as_ref())
             .and_then(|at| self.number(at, 2..=10_000, "the window of probes"))
             .unwrap_or(DEFAULT_WINDOW);
-        let hold = pick(&own.hold, &site.hold)
+        let hold = own
+            .hold
+            .as_ref()
+            .or(site.hold.as_ref())
             .and_then(|at| self.time(at, Duration::ZERO, LONGEST_HOLD, "the hold time"))
             .unwrap_or(DEFAULT_HOLD);
-        let hold_max_at = pick(&own.hold_max, &site.hold_max);
+        let hold_max_at = own.hold_max.as_ref().or(site.hold_max.as_ref());
         let hold_max = hold_max_at
             .and_then(|at| self.time(at, Duration::ZERO, LONGEST_HOLD, "the longest hold time"))
             .unwrap_or_else(|| DEFAULT_HOLD_MAX.max(hold));
@@ -312,7 +324,7 @@ impl<'a> Check<'a> {
             let mut problem = Problem::error("`hold_max` is shorter than `hold`")
                 .at(&at.span, format!("{hold_max:?}, but `hold` is {hold:?}"))
                 .help("the hold time doubles with each flap, from `hold` up to `hold_max`");
-            if let Some(hold) = pick(&own.hold, &site.hold) {
+            if let Some(hold) = own.hold.as_ref().or(site.hold.as_ref()) {
                 problem = problem.at(&hold.span, "`hold` is here");
             }
             self.push(problem);
@@ -327,7 +339,7 @@ impl<'a> Check<'a> {
             if threshold.fail >= timeout {
                 let mut problem = Problem::error(format!("this threshold of {what} can never be met"))
                     .at(&pair.fail.span, format!("a probe is lost after {timeout:?} already"));
-                if let Some(at) = pick(&own.timeout, &site.timeout) {
+                if let Some(at) = own.timeout.as_ref().or(site.timeout.as_ref()) {
                     problem = problem.at(&at.span, "by this timeout");
                 }
                 self.push(problem.help("lower the threshold, or raise `timeout`"));
@@ -362,7 +374,7 @@ impl<'a> Check<'a> {
                 Family::V6 => addressing.gateway6.is_some(),
             })
             .collect();
-        let list = pick(&wan.probe.targets, &self.file.probe.targets);
+        let list = wan.probe.targets.as_ref().or(self.file.probe.targets.as_ref());
         let mut seen: BTreeMap<Target, Span> = BTreeMap::new();
         let mut targets = Vec::new();
         for at in list.map_or(&[][..], |list| &list.value) {
@@ -398,13 +410,13 @@ impl<'a> Check<'a> {
     }
 
     fn quorum(&mut self, wan: &file::Wan, targets: &[Target], quorum: NonZeroU8) {
-        let Some(at) = pick(&wan.probe.quorum, &self.file.probe.quorum) else { return };
+        let Some(at) = wan.probe.quorum.as_ref().or(self.file.probe.quorum.as_ref()) else { return };
         for family in Family::ALL {
             let count = targets.iter().filter(|target| target.family == family).count();
             if count > 0 && usize::from(quorum.get()) > count {
                 let mut problem = Problem::error(format!("WAN `{}` could never be up", wan.name.value))
                     .at(&at.span, format!("{quorum} targets must answer, and it has {count} for {family}"));
-                if let Some(list) = pick(&wan.probe.targets, &self.file.probe.targets) {
+                if let Some(list) = wan.probe.targets.as_ref().or(self.file.probe.targets.as_ref()) {
                     problem = problem.at(&list.span, "the targets are here");
                 }
                 self.push(problem.help("lower `quorum`, or add targets"));
@@ -530,22 +542,17 @@ impl<'a> Check<'a> {
             }
             // The line's own weight is what a member has without one.
             let declared = self.file.wans.iter().find(|other| other.name.value == wan.value);
-            let weight = match weight {
-                Some(at) => self.weight(Some(at)),
-                None => {
-                    let own = declared.and_then(|wan| wan.weight.as_ref()).and_then(|at| u8::try_from(at.value).ok());
-                    Weight(own.and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN))
-                }
+            let weight = if let Some(at) = weight {
+                self.weight(Some(at))
+            } else {
+                let own = declared.and_then(|wan| wan.weight.as_ref()).and_then(|at| u8::try_from(at.value).ok());
+                Weight(own.and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN))
             };
             let tier = tier.as_ref().and_then(|at| self.number::<u8>(at, 1..=255, "a tier")).unwrap_or(1);
             members.push(Member { wan: wan.value.clone(), weight, tier: Tier(tier) });
         }
         members
     }
-}
-
-fn pick<'x, T>(own: &'x Option<At<T>>, site: &'x Option<At<T>>) -> Option<&'x At<T>> {
-    own.as_ref().or(site.as_ref())
 }
 
 fn expand(target: &file::Target, families: &[Family]) -> Vec<Target> {
@@ -603,13 +610,13 @@ fn policy_ids<'n>(names: impl Iterator<Item = &'n PolicyName>) -> BTreeMap<Polic
 
 const MOST_POLICIES: u8 = 254;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
-const LONGEST_INTERVAL: Duration = Duration::from_secs(3600);
+const LONGEST_INTERVAL: Duration = Duration::from_hours(1);
 const DEFAULT_INTERVAL: Duration = Duration::from_millis(500);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
+const LONGEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// The default timeout is one and a half intervals, within these.
 const DEFAULT_TIMEOUTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 const DEFAULT_WINDOW: u16 = 100;
 const DEFAULT_HOLD: Duration = Duration::from_secs(10);
-const DEFAULT_HOLD_MAX: Duration = Duration::from_secs(600);
-const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_HOLD_MAX: Duration = Duration::from_mins(10);
+const LONGEST_HOLD: Duration = Duration::from_hours(24);
