@@ -108,8 +108,7 @@ impl Router {
         self.judge(now, &mut notices);
         let decided = self.decide(now, &mut notices);
         if decided || stale {
-            let links = self.links.clone().unwrap_or_default();
-            self.wanted = self.config.as_ref().map(|config| Arc::new(compile(config, &self.decision, &links)));
+            self.recompile();
         }
         notices
     }
@@ -265,6 +264,16 @@ impl Router {
                 probe.interval * u32::from(probe.fall.get()) + probe.timeout
             });
             self.settling = Settling::Until(now + slowest.max().unwrap_or_default());
+        }
+    }
+
+    fn recompile(&mut self) {
+        let Some(config) = &self.config else { return };
+        let links = self.links.clone().unwrap_or_default();
+        let state = compile(config, &self.decision, &links);
+        // Most changes of links concern nothing of ours: whoever watches the `Arc` is not woken for them.
+        if self.wanted.as_deref() != Some(&state) {
+            self.wanted = Some(Arc::new(state));
         }
     }
 

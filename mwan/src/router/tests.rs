@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use proptest::prelude::*;
+
 use config::model::{Balance, Failback, LastResort, TargetKind};
 use config::units::{Family, Tier};
 
 use super::*;
 use crate::event::{Outcome, Reply};
-use crate::state::Slot;
+use crate::state::{FlowClass, Slot};
 use crate::testing::*;
 
 #[test]
@@ -570,6 +572,95 @@ fn the_snapshot_can_be_written_as_json() {
     let text = serde_json::to_string(&snapshot).unwrap();
     assert_eq!(serde_json::from_str::<Snapshot>(&text).unwrap(), snapshot);
     assert!((snapshot.wans[0].families[&Family::V4].share - 50.0).abs() < f64::EPSILON);
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Silence(Vec<u8>),
+    Carrier(u8, bool),
+    Drain(u8),
+    Undrain(u8),
+    FailTest(u8),
+    Reload,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => prop::collection::vec(1..=16_u8, 0..=16).prop_map(Act::Silence),
+        4 => (1..=16_u8, any::<bool>()).prop_map(|(wan, there)| Act::Carrier(wan, there)),
+        1 => (1..=16_u8).prop_map(Act::Drain),
+        1 => (1..=16_u8).prop_map(Act::Undrain),
+        1 => (1..=16_u8).prop_map(Act::FailTest),
+        1 => Just(Act::Reload),
+    ]
+}
+
+/// What holds at any moment, whatever happened before.
+fn check(world: &World) {
+    let decision = world.router().decision();
+    let snapshot = world.router().snapshot(world.now);
+    let usable = |wan: WanId, family: Family| {
+        let wan = snapshot.wans.iter().find(|status| status.id == wan).unwrap();
+        let health = wan.families[&family].health;
+        !wan.drained && health != Health::Down && health != Health::NoCarrier
+    };
+    for (key, buckets) in &decision.buckets {
+        let policy = Some(world.config.policies[&key.policy].id);
+        let lines: Vec<_> = buckets.lines().into_keys().collect();
+        for wan in &lines {
+            assert!(usable(*wan, key.family) || snapshot.isp_outage[&key.family], "{wan} carries {key:?}");
+            assert!(!decision.dead.contains_key(&FlowClass { family: key.family, wan: *wan, policy }));
+        }
+        let buried = decision.dead.keys().any(|class| class.policy == policy && class.family == key.family);
+        assert!(!buried || lines.iter().any(|wan| usable(*wan, key.family)), "{key:?} has nowhere better to go");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn peer_bug_12_whatever_happens_to_1_to_16_lines_buckets_are_usable_and_a_replay_agrees(
+        wans in 1..=16_u8,
+        acts in prop::collection::vec((act(), 1..1200_u64), 1..8),
+    ) {
+        let mut config = site(wans);
+        for policy in config.policies.values_mut() {
+            policy.failback = Failback::Force;
+        }
+        for wan in config.wans.values_mut() {
+            wan.probe.hold = ms(500);
+        }
+        let mut world = World::recorded(config);
+        for (act, span) in acts {
+            let within = |wan: u8| (wan - 1) % wans + 1;
+            let name = |wan: u8| wan_name(within(wan));
+            match act {
+                Act::Silence(lines) => world.silence(&lines),
+                Act::Carrier(wan, there) => world.carrier(within(wan), there),
+                Act::Drain(wan) => world.request(Request::Drain { wan: name(wan) }),
+                Act::Undrain(wan) => world.request(Request::Undrain { wan: name(wan) }),
+                Act::FailTest(wan) => world.request(Request::FailTest { wan: name(wan), span: ms(300) }),
+                Act::Reload => world.begin(),
+            }
+            check(&world);
+            world.run(ms(span));
+            check(&world);
+        }
+        let Driver::Recorded(recorder) = &mut world.driver else { unreachable!("the world is recorded") };
+        let lines = recorder.take_lines();
+        let report = crate::journal::replay(lines.iter().map(String::as_str), None).unwrap();
+        prop_assert_eq!(report.first_difference, None);
+    }
+}
+
+#[test]
+fn a_link_that_is_not_ours_compiles_nothing() {
+    let mut world = World::new(site(2));
+    world.run(secs(1));
+    let before = world.router().wanted().unwrap();
+    world.carriers.insert(9, true);
+    world.tell_links();
+    assert!(Arc::ptr_eq(&before, &world.router().wanted().unwrap()));
 }
 
 /// `wan1` was down, `wan2` stood in for it, and `wan1` has been up again for less than a second.
