@@ -2,23 +2,24 @@
 
 use std::future::Future;
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test on a thread of its own, in a network namespace of its own, with a runtime of its own.
-pub(crate) fn alone<F: Future<Output = ()>>(test: F)
-where
-    F: Send + 'static,
-{
+/// It gets a directory that goes with it.
+pub(crate) fn alone<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let body = move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
             println!("SKIP: no network namespace of our own: {error}");
             return;
         }
         ip("link set lo up");
-        runtime().block_on(test);
+        let run = tempfile::tempdir().unwrap();
+        runtime().block_on(test(run.path().to_owned()));
     };
     if let Err(panic) = thread::spawn(body).join() {
         resume_unwind(panic);
@@ -33,5 +34,54 @@ fn runtime() -> tokio::runtime::Runtime {
 pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Another namespace, and the thread that lives in it.
+pub(crate) struct Room {
+    work: mpsc::Sender<Work>,
+    thread: String,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+impl Room {
+    pub(crate) fn open() -> Self {
+        let (work, inbox) = mpsc::channel::<Work>();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            inbox.into_iter().for_each(|work| work());
+        });
+        let mut room = Self { work, thread: String::new() };
+        room.thread = room.run(|| {
+            let myself = std::fs::read_link("/proc/thread-self").unwrap();
+            myself.file_name().unwrap().to_str().unwrap().to_owned()
+        });
+        room.run(|| ip("link set lo up"));
+        room
+    }
+
+    /// Does something inside, and waits for it.
+    pub(crate) fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (answer, result) = mpsc::channel();
+        self.work.send(Box::new(move || drop(answer.send(work())))).unwrap();
+        result.recv().expect("the work in the other namespace panicked")
+    }
+
+    /// A cable from here to there.
+    pub(crate) fn connect(&self, here: &str, there: &str) {
+        ip(&format!("link add {here} type veth peer name {there} netns {}", self.thread));
+    }
+
+    pub(crate) fn ip(&self, commands: &'static [&'static str]) {
+        self.run(|| commands.iter().for_each(|command| drop(ip(command))));
+    }
+}
+
+/// The `nft` the kernel uses.
+pub(crate) fn nft(arguments: &str) -> String {
+    let program = std::env::var_os("QUADWAY_NFT").unwrap_or_else(|| "nft".into());
+    let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
