@@ -1,3 +1,5 @@
-//! The one protocol that routerctl and scripts speak with routerd.
+//! The one protocol that routerctl and scripts speak with routerd: JSON lines over a unix socket.
 
+pub mod client;
 pub mod protocol;
+pub mod server;

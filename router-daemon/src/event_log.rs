@@ -133,6 +133,11 @@ impl EventLog {
         groups.into_iter().map(|(_, group)| group).collect()
     }
 
+    #[cfg(test)]
+    pub(crate) fn followers(&self) -> usize {
+        self.followers.receiver_count()
+    }
+
     /// Each denial from here on. A follower that falls too far behind misses some and learns how many.
     pub fn follow(&self) -> broadcast::Receiver<Arc<Denied>> {
         self.followers.subscribe()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU8;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use config::Config;
 use config::model::{
@@ -18,6 +18,7 @@ use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, Wa
 
 use crate::ask::{Applies, View};
 use crate::counters::{Count, Counters};
+use crate::event_log::{self, Denied, Logged, packet};
 
 pub(crate) fn config() -> Config {
     let vlans = [vlan("dev", 50, Internet::None, 10), vlan("compute", 60, Internet::Sets(BTreeSet::new()), 20)];
@@ -174,6 +175,17 @@ pub(crate) fn view() -> View {
             waiting: vec!["port lan3: no interface at PCI 0000:03:00, function 2".to_owned()],
         },
     }
+}
+
+/// ssh from dev1 to worker3.
+pub(crate) fn denied() -> Denied {
+    let logged = Logged {
+        prefix: "qw forward".to_owned(),
+        in_interface: Some("vlan50".parse().unwrap()),
+        out_interface: Some("vlan60".parse().unwrap()),
+        payload: packet::tests::ipv4(6, &[4, 0, 0, 22]),
+    };
+    event_log::name(&config(), &logged, SystemTime::UNIX_EPOCH).unwrap()
 }
 
 pub(crate) fn counters() -> Counters {

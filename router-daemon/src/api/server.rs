@@ -1,0 +1,584 @@
+//! Answers the socket. Who may ask what:
+//!
+//! | peer | may |
+//! |---|---|
+//! | root, or a member of the group `quadway` | everything |
+//! | a member of the group `quadway-read` | ask: status, explain, plan, denied, journal |
+//! | anybody else | nothing, and is told so |
+//!
+//! The kernel names the peer (`SO_PEERCRED`); supplementary groups are looked up by its user. The socket's mode
+//! keeps strangers out before that: 0660, group `quadway`; 0666 only where the group `quadway-read` exists, since
+//! one mode cannot name two groups.
+//!
+//! [`serve`] owns its connections; cancelling it closes them. An order already handed to the event loop is carried
+//! out whether or not somebody waits for the answer.
+
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mwan::event::Request;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, UCred};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
+use crate::ask::{Ask, PlanReport, Refusal, View};
+use crate::counters::CounterSource;
+use crate::difference::{self, Difference};
+use crate::event_log::EventLog;
+use crate::status::{self, Status};
+
+/// Where answers come from.
+#[derive(Debug, Clone)]
+pub struct Core {
+    pub asks: mpsc::Sender<Ask>,
+    pub counters: CounterSource,
+    pub denied: EventLog,
+    /// The journal's file, if one is kept.
+    pub journal: Option<PathBuf>,
+}
+
+/// What a peer may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Operator,
+    Reader,
+}
+
+/// The groups that open the socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Access {
+    pub operators: Option<Gid>,
+    pub readers: Option<Gid>,
+}
+
+impl Access {
+    /// Looks the groups up in the system's database.
+    pub fn of_system() -> Self {
+        let group = |name| Group::from_name(name).ok().flatten().map(|group| group.gid);
+        Self { operators: group("quadway"), readers: group("quadway-read") }
+    }
+
+    /// The role of somebody with these ids.
+    pub fn role(&self, uid: Uid, groups: &[Gid]) -> Option<Role> {
+        let member = |of: Option<Gid>| of.is_some_and(|group| groups.contains(&group));
+        if uid.is_root() || member(self.operators) {
+            Some(Role::Operator)
+        } else if member(self.readers) {
+            Some(Role::Reader)
+        } else {
+            None
+        }
+    }
+
+    fn mode(&self) -> u32 {
+        if self.readers.is_some() { 0o666 } else { 0o660 }
+    }
+}
+
+/// Opens the socket. A socket left over at `path` is replaced: the daemon's lock says that nobody listens there.
+pub fn bind(path: &Path, access: &Access) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    if let Some(group) = access.operators {
+        chown(path, None, Some(group.as_raw()))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(access.mode()))?;
+    Ok(listener)
+}
+
+/// Answers until cancelled.
+pub async fn serve(listener: UnixListener, core: Core, access: Access) {
+    let (operators, readers) = (Arc::new(Semaphore::new(OPERATORS)), Arc::new(Semaphore::new(READERS)));
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the API socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        if connections.len() >= OPERATORS + READERS + STRANGERS {
+            continue;
+        }
+        let (core, operators, readers) = (core.clone(), Arc::clone(&operators), Arc::clone(&readers));
+        connections.spawn(async move {
+            let credentials = stream.peer_cred();
+            let (reader, writer) = stream.into_split();
+            let mut peer = Connection { reader: BufReader::new(reader), writer };
+            let role = match credentials {
+                Ok(credentials) => role_of(access, credentials).await,
+                Err(_) => None,
+            };
+            let Some(role) = role else {
+                let text = "only root and members of the group `quadway` may ask here (`quadway-read` to read)";
+                peer.send(&Answer::Error(refusal("permission", text.to_owned()))).await.ok();
+                return;
+            };
+            let places = match role {
+                Role::Operator => operators,
+                Role::Reader => readers,
+            };
+            let Ok(_place) = places.try_acquire() else {
+                let text = "too many clients at once; try again later";
+                peer.send(&Answer::Error(refusal("busy", text.to_owned()))).await.ok();
+                return;
+            };
+            if let Err(error) = converse(&mut peer, &core, role).await {
+                tracing::debug!(%error, "a client went away");
+            }
+        });
+    }
+}
+
+/// The user database may ask a network: not on the daemon's own thread.
+async fn role_of(access: Access, credentials: UCred) -> Option<Role> {
+    let (uid, gid) = (Uid::from_raw(credentials.uid()), Gid::from_raw(credentials.gid()));
+    if uid.is_root() {
+        return Some(Role::Operator);
+    }
+    let lookup = tokio::task::spawn_blocking(move || {
+        let mut groups = vec![gid];
+        if let Ok(Some(user)) = User::from_uid(uid)
+            && let Ok(name) = std::ffi::CString::new(user.name)
+        {
+            groups.extend(getgrouplist(&name, user.gid).unwrap_or_default());
+        }
+        access.role(uid, &groups)
+    });
+    tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await.ok()?.ok()?
+}
+
+async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<()> {
+    while let Some(line) = peer.line().await? {
+        let call = match line.and_then(|line| decode_call(&line)) {
+            Ok(call) => call,
+            Err(refusal) => {
+                let fatal = refusal.code == "too-large";
+                peer.send(&Answer::Error(refusal)).await?;
+                if fatal {
+                    return Ok(());
+                }
+                continue;
+            }
+        };
+        if call.writes() && role != Role::Operator {
+            let text = format!("`{}` changes the router: only root and the group `quadway` may", call.word());
+            peer.send(&Answer::Error(refusal("permission", text))).await?;
+            continue;
+        }
+        match call {
+            Call::Denied { follow: true } => return follow_denied(peer, core.denied.follow()).await,
+            Call::Journal { follow } => journal(peer, core.journal.as_deref(), follow).await?,
+            call => {
+                let answer = core.answer(call).await.unwrap_or_else(Answer::Error);
+                peer.send(&answer).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Core {
+    /// The router at this moment; the source of metrics too.
+    pub async fn status(&self) -> Result<Status, Refusal> {
+        let counters = match tokio::time::timeout(VIEW_TIMEOUT, self.counters.read()).await {
+            Ok(counters) => counters.map_err(|error| error.to_string()),
+            Err(_) => Err("the kernel did not answer in time".to_owned()),
+        };
+        Ok(status::of(&self.view().await?, &counters))
+    }
+
+    async fn view(&self) -> Result<View, Refusal> {
+        self.ask(VIEW_TIMEOUT, Ask::View).await
+    }
+
+    async fn answer(&self, call: Call) -> Result<Answer, Refusal> {
+        Ok(match call {
+            Call::Status => ok(&self.status().await?),
+            Call::Version => ok(&json!({"version": env!("CARGO_PKG_VERSION"), "protocol": VERSION})),
+            Call::Plan { text } => ok(&self.plan(text).await?),
+            Call::Apply { text } => ok(&self.ask(APPLY_TIMEOUT, |reply| Ask::Apply { text, reply }).await??),
+            Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
+            Call::Denied { .. } => ok(&json!({"groups": self.denied.groups()})),
+            Call::Drain { wan } => self.operate(Request::Drain { wan: wan_name(&wan)? }).await?,
+            Call::Undrain { wan } => self.operate(Request::Undrain { wan: wan_name(&wan)? }).await?,
+            Call::FailTest { wan, milliseconds } => {
+                let span = Duration::from_millis(milliseconds);
+                self.operate(Request::FailTest { wan: wan_name(&wan)?, span }).await?
+            }
+            Call::Journal { .. } => Answer::End,
+        })
+    }
+
+    async fn plan(&self, text: String) -> Result<Difference, Refusal> {
+        let old = self.view().await?.config;
+        let new = parsed(&text)?;
+        let PlanReport { steps, flows_that_die, warnings } =
+            self.ask(PLAN_TIMEOUT, |reply| Ask::Plan { text, reply }).await??;
+        Ok(Difference {
+            changes: difference::between(old.as_deref(), &new),
+            kernel: difference::kernel(&steps),
+            steps: steps.iter().map(ToString::to_string).collect(),
+            flows_that_die,
+            warnings,
+        })
+    }
+
+    async fn operate(&self, request: Request) -> Result<Answer, Refusal> {
+        self.ask(VIEW_TIMEOUT, |reply| Ask::Operator { request, reply }).await??;
+        Ok(ok(&json!({})))
+    }
+
+    async fn ask<T>(&self, limit: Duration, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Refusal> {
+        let gone = || refusal("unavailable", "routerd is stopping".to_owned());
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.asks.send(ask(reply)).await.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())
+        };
+        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
+            Err(refusal("timeout", format!("no answer within {}", humantime::format_duration(limit))))
+        })
+    }
+
+    async fn explain(&self, source: &str, destination: &str, service: &str) -> Result<Answer, Refusal> {
+        let view = self.view().await?;
+        let Some(_config) = view.config else {
+            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
+        };
+        let asked = format!("{source} {destination} {service}");
+        Err(refusal("unsupported", format!("this routerd cannot explain `{asked}`")))
+    }
+}
+
+fn parsed(text: &str) -> Result<config::Config, Refusal> {
+    match config::parse("site file", text) {
+        Ok(parsed) => Ok(parsed.config),
+        Err(problems) => Err(refusal("config", problems.to_string())),
+    }
+}
+
+fn wan_name(text: &str) -> Result<config::units::WanName, Refusal> {
+    text.parse().map_err(|error| refusal("unknown-wan", format!("{text:?} is no name of a WAN: {error}")))
+}
+
+async fn follow_denied(
+    peer: &mut Connection,
+    mut denials: broadcast::Receiver<Arc<crate::event_log::Denied>>,
+) -> io::Result<()> {
+    loop {
+        let answer = tokio::select! {
+            denied = denials.recv() => match denied {
+                Ok(denied) => ok(&*denied),
+                Err(broadcast::error::RecvError::Lagged(missed)) => ok(&json!({"missed": missed})),
+                Err(broadcast::error::RecvError::Closed) => return Ok(()),
+            },
+            () = peer.gone() => return Ok(()),
+        };
+        peer.send(&answer).await?;
+    }
+}
+
+/// The journal's lines as they stand in the file; with `follow` those to come, across a change of file.
+async fn journal(peer: &mut Connection, path: Option<&Path>, follow: bool) -> io::Result<()> {
+    let Some(path) = path else {
+        return peer.send(&Answer::Error(refusal("no-journal", "routerd keeps no journal".to_owned()))).await;
+    };
+    let mut at = 0;
+    loop {
+        match journal_from(peer, path, at).await {
+            Ok(end) => at = end,
+            Err(JournalError::File(error)) if error.kind() == io::ErrorKind::NotFound => at = 0,
+            Err(JournalError::File(error)) => {
+                let text = format!("the journal cannot be read: {error}");
+                return peer.send(&Answer::Error(refusal("no-journal", text))).await;
+            }
+            Err(JournalError::Peer(error)) => return Err(error),
+        }
+        if !follow {
+            return peer.send(&Answer::End).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(JOURNAL_INTERVAL) => {}
+            () = peer.gone() => return Ok(()),
+        }
+    }
+}
+
+enum JournalError {
+    File(io::Error),
+    Peer(io::Error),
+}
+
+/// Sends the whole lines from `at` on and tells where they end. A file shorter than `at` is another file.
+async fn journal_from(peer: &mut Connection, path: &Path, mut at: u64) -> Result<u64, JournalError> {
+    let mut file = tokio::fs::File::open(path).await.map_err(JournalError::File)?;
+    if file.metadata().await.map_err(JournalError::File)?.len() < at {
+        at = 0;
+    }
+    file.seek(io::SeekFrom::Start(at)).await.map_err(JournalError::File)?;
+    let mut file = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut file).take(MAX_LINE as u64).read_until(b'\n', &mut line).await.map_err(JournalError::File)?;
+        if read == 0 || line.last() != Some(&b'\n') {
+            return Ok(at);
+        }
+        at += read as u64;
+        if let Ok(value) = serde_json::from_slice(&line) {
+            peer.send(&Answer::Ok(value)).await.map_err(JournalError::Peer)?;
+        }
+    }
+}
+
+struct Connection {
+    reader: BufReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+impl Connection {
+    /// The next request; `None` when the peer is done. A peer that begins a line must end it in time.
+    async fn line(&mut self) -> io::Result<Option<Result<Vec<u8>, Refusal>>> {
+        let mut line = Vec::new();
+        let timeout = |_| io::Error::from(io::ErrorKind::TimedOut);
+        if tokio::time::timeout(IDLE, self.reader.fill_buf()).await.map_err(timeout)??.is_empty() {
+            return Ok(None);
+        }
+        let mut bounded = (&mut self.reader).take(MAX_LINE as u64 + 1);
+        tokio::time::timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(timeout)??;
+        Ok(Some(if line.len() > MAX_LINE {
+            Err(refusal("too-large", format!("a line has at most {MAX_LINE} bytes")))
+        } else {
+            Ok(line)
+        }))
+    }
+
+    async fn send(&mut self, answer: &Answer) -> io::Result<()> {
+        tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(encode_answer(answer).as_bytes()))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// Waits until the peer hangs up (or says anything, which a stream does not expect).
+    async fn gone(&mut self) {
+        drop(self.reader.fill_buf().await);
+    }
+}
+
+const OPERATORS: usize = 16;
+const READERS: usize = 32;
+/// Connections whose role is not known yet.
+const STRANGERS: usize = 16;
+const IDLE: Duration = Duration::from_mins(1);
+const LINE_TIMEOUT: Duration = Duration::from_secs(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
+const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
+const APPLY_TIMEOUT: Duration = Duration::from_mins(2);
+const JOURNAL_INTERVAL: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use serde_json::Value;
+    use tokio::io::{Lines, split};
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::ask::ApplyReport;
+    use crate::fixture;
+
+    #[test]
+    fn the_groups_make_the_role() {
+        let (operators, readers, other) = (Gid::from_raw(900), Gid::from_raw(901), Gid::from_raw(902));
+        let access = Access { operators: Some(operators), readers: Some(readers) };
+        let user = Uid::from_raw(1000);
+        assert_eq!(access.role(Uid::from_raw(0), &[]), Some(Role::Operator));
+        assert_eq!(access.role(user, &[other, operators]), Some(Role::Operator));
+        assert_eq!(access.role(user, &[readers]), Some(Role::Reader));
+        assert_eq!(access.role(user, &[other]), None);
+        assert_eq!(Access::default().role(user, &[operators]), None);
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_closed_to_strangers_and_replaces_a_stale_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        for (readers, mode) in [(None, 0o660), (Some(Gid::current()), 0o666)] {
+            drop(bind(&path, &Access { operators: None, readers }).unwrap());
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_carries_many_calls() {
+        let mut client = Peer::of(Role::Operator, core());
+        let status = client.ask(r#"{"v":1,"call":"status"}"#).await;
+        assert_eq!(status["ok"]["site"], "spectrum");
+        assert_eq!(status["ok"]["wans"][0]["flows"], 118);
+        let applied = client.ask(r#"{"v":1,"call":"apply","text":"x"}"#).await;
+        assert_eq!(applied["ok"]["digest"], "x");
+        assert_eq!(client.ask(r#"{"v":1,"call":"drain","wan":"wan1"}"#).await, json!({"v": 1, "ok": {}}));
+        let refused = client.ask(r#"{"v":1,"call":"drain","wan":"wan9"}"#).await;
+        assert_eq!(refused["error"]["code"], "unknown-wan");
+        assert_eq!(client.ask(r#"{"v":1,"call":"denied"}"#).await["ok"]["groups"], json!([]));
+    }
+
+    #[tokio::test]
+    async fn a_reader_reads_and_changes_nothing() {
+        let mut client = Peer::of(Role::Reader, core());
+        for call in [
+            r#"{"v":1,"call":"apply","text":"x"}"#,
+            r#"{"v":1,"call":"drain","wan":"wan1"}"#,
+            r#"{"v":1,"call":"undrain","wan":"wan1"}"#,
+            r#"{"v":1,"call":"fail-test","wan":"wan1","milliseconds":1}"#,
+        ] {
+            assert_eq!(client.ask(call).await["error"]["code"], "permission", "{call}");
+        }
+        assert_eq!(client.ask(r#"{"v":1,"call":"status"}"#).await["ok"]["site"], "spectrum");
+        assert_eq!(client.ask(r#"{"v":1,"call":"version"}"#).await["ok"]["protocol"], 1);
+    }
+
+    #[tokio::test]
+    async fn a_malformed_line_is_answered_and_the_connection_goes_on() {
+        let mut client = Peer::of(Role::Operator, core());
+        assert_eq!(client.ask("{").await["error"]["code"], "malformed");
+        assert_eq!(client.ask("\0\u{7f}").await["error"]["code"], "malformed");
+        assert_eq!(client.ask(r#"{"v":1,"call":"version"}"#).await["ok"]["protocol"], 1);
+    }
+
+    #[tokio::test]
+    async fn a_line_too_long_ends_the_connection() {
+        let mut client = Peer::of(Role::Operator, core());
+        let long = "x".repeat(MAX_LINE + 10);
+        assert_eq!(client.ask(&long).await["error"]["code"], "too-large");
+    }
+
+    #[tokio::test]
+    async fn a_plan_of_a_broken_file_tells_its_problems() {
+        let mut client = Peer::of(Role::Reader, core());
+        let answer = client.ask(r#"{"v":1,"call":"plan","text":"[sit]"}"#).await;
+        assert_eq!(answer["error"]["code"], "config");
+    }
+
+    #[tokio::test]
+    async fn denials_are_followed_as_they_happen() {
+        let core = core();
+        let mut client = Peer::of(Role::Reader, core.clone());
+        client.say(r#"{"v":1,"call":"denied","follow":true}"#).await;
+        while core.denied.followers() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        core.denied.push(fixture::denied());
+        assert_eq!(client.hear().await["ok"]["service"], "tcp/22");
+        drop(client);
+        while core.denied.followers() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_journal_is_followed_across_a_change_of_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.jsonl");
+        std::fs::write(&path, "{\"t\":1}\n{\"t\":2}\n{\"t\":").unwrap();
+        let core = Core { journal: Some(path.clone()), ..core() };
+        let mut client = Peer::of(Role::Reader, core.clone());
+        client.say(r#"{"v":1,"call":"journal"}"#).await;
+        assert_eq!(client.hear().await["ok"]["t"], 1);
+        assert_eq!(client.hear().await["ok"]["t"], 2);
+        assert_eq!(client.hear().await["end"], true);
+        client.say(r#"{"v":1,"call":"journal","follow":true}"#).await;
+        client.hear().await;
+        client.hear().await;
+        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"3}\n").unwrap();
+        assert_eq!(client.hear().await["ok"]["t"], 3);
+        std::fs::write(&path, "{\"t\":4}\n").unwrap();
+        assert_eq!(client.hear().await["ok"]["t"], 4);
+    }
+
+    #[tokio::test]
+    async fn a_stopping_daemon_says_so() {
+        let core = Core { asks: mpsc::channel(1).0, ..core() };
+        let mut client = Peer::of(Role::Reader, core);
+        assert_eq!(client.ask(r#"{"v":1,"call":"status"}"#).await["error"]["code"], "unavailable");
+    }
+
+    /// A core that answers like an event loop would.
+    fn core() -> Core {
+        let (asks, mut asked) = mpsc::channel(4);
+        tokio::spawn(async move {
+            while let Some(ask) = asked.recv().await {
+                match ask {
+                    Ask::View(reply) => drop(reply.send(fixture::view())),
+                    Ask::Plan { reply, .. } => {
+                        let report = PlanReport { steps: vec![], flows_that_die: 0, warnings: vec![] };
+                        drop(reply.send(Ok(report)));
+                    }
+                    Ask::Apply { text, reply } => {
+                        let report = ApplyReport { digest: text, steps: 1, flows_ended: 0, warnings: vec![] };
+                        drop(reply.send(Ok(report)));
+                    }
+                    Ask::Operator { request: Request::Drain { wan }, reply } if wan.as_str() == "wan9" => {
+                        drop(reply.send(Err(refusal("unknown-wan", "there is no wan9".to_owned()))));
+                    }
+                    Ask::Operator { reply, .. } => drop(reply.send(Ok(()))),
+                }
+            }
+        });
+        let counters = CounterSource::fixed(fixture::counters());
+        Core { asks, counters, denied: EventLog::default(), journal: None }
+    }
+
+    struct Peer {
+        lines: Lines<BufReader<tokio::io::ReadHalf<UnixStream>>>,
+        writer: tokio::io::WriteHalf<UnixStream>,
+    }
+
+    impl Peer {
+        fn of(role: Role, core: Core) -> Self {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (reader, writer) = theirs.into_split();
+            tokio::spawn(async move {
+                let mut peer = Connection { reader: BufReader::new(reader), writer };
+                converse(&mut peer, &core, role).await.ok();
+            });
+            let (reader, writer) = split(ours);
+            Self { lines: BufReader::new(reader).lines(), writer }
+        }
+
+        async fn ask(&mut self, line: &str) -> Value {
+            self.say(line).await;
+            self.hear().await
+        }
+
+        async fn say(&mut self, line: &str) {
+            // A daemon that has refused already may have closed its end.
+            self.writer.write_all(format!("{line}\n").as_bytes()).await.ok();
+        }
+
+        async fn hear(&mut self) -> Value {
+            let line = tokio::time::timeout(Duration::from_secs(10), self.lines.next_line()).await;
+            serde_json::from_str(&line.unwrap().unwrap().unwrap()).unwrap()
+        }
+    }
+}

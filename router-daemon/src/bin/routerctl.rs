@@ -1,0 +1,419 @@
+//! What an operator types. Everything but `check` and `replay` asks a running routerd over its socket; those two
+//! read files and need no privileges.
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use mwan::event::Notice;
+use mwan::journal::{self, ReplayReport};
+use router_daemon::api::client::{Client, ClientError};
+use router_daemon::api::protocol::Call;
+use router_daemon::ask::ApplyReport;
+use router_daemon::difference::Difference;
+use router_daemon::event_log::{Denied, Group};
+use router_daemon::status::Status;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// Speaks with routerd, the router of this machine.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// The socket of routerd.
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/quadway/api.sock")]
+    socket: PathBuf,
+    /// Answer in JSON: one object, or one per line where the answer is a stream.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tell every problem of a site file. Needs no routerd and no privileges.
+    Check { file: PathBuf },
+    /// Tell what would change if a site file took effect, and how many live flows would end.
+    Plan {
+        file: PathBuf,
+        /// Show each step, in order.
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Make a site file take effect.
+    Apply { file: PathBuf },
+    /// Lines, policies, segments, and what needs attention.
+    Status,
+    /// Tell what happens to a packet, and which line of the site file says so.
+    Explain {
+        /// A host's name or an address.
+        source: String,
+        destination: String,
+        /// tcp/443, udp/53, ping, or the number of an IP protocol.
+        service: String,
+    },
+    /// Packets the firewall refused: recent ones, grouped.
+    Denied {
+        /// Each as it happens.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Take a line out of use, or pretend.
+    Wan {
+        #[command(subcommand)]
+        order: WanOrder,
+    },
+    /// What the router was told and what it decided.
+    Journal {
+        /// Each as it happens.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Run a journal again: as it was, or under another site file.
+    Replay {
+        file: PathBuf,
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// The versions of routerctl and of the routerd that runs.
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum WanOrder {
+    /// No further flows; existing ones stay.
+    Drain { name: String },
+    /// Use it again.
+    Undrain { name: String },
+    /// Treat it as lost for a while, with everything that follows.
+    FailTest {
+        name: String,
+        /// 500ms, 10s, 2m.
+        #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+        span: Duration,
+    },
+}
+
+/// Why there is nothing to show; each has its exit code.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Shown already, or told by the message.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Unreachable(ClientError),
+    #[error("{0}")]
+    Daemon(String),
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => 1,
+            Self::Unreachable(_) => 3,
+            Self::Daemon(_) | Self::Output(_) => 4,
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::NotRunning { .. }
+            | ClientError::NobodyListens { .. }
+            | ClientError::NotAllowed { .. }
+            | ClientError::Io { .. }
+            | ClientError::Closed => Self::Unreachable(error),
+            ClientError::Refused(refusal) => match refusal.code.as_str() {
+                "kernel" | "timeout" | "unavailable" | "internal" => Self::Daemon(refusal.message),
+                _ => Self::Refused(refusal.message),
+            },
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `routerctl denied | head` is no failure.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if arguments.json {
+                show(&json!({"error": {"exit": failure.code(), "message": text}})).ok();
+            }
+            if !text.is_empty() {
+                writeln!(io::stderr(), "{}", text.trim_end()).ok();
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let json = arguments.json;
+    let ask = |call: &Call| -> Result<Value, Failure> { Ok(Client::connect(&arguments.socket)?.ask(call)?) };
+    match &arguments.command {
+        Command::Check { file } => check(file, json),
+        Command::Plan { file, verbose } => {
+            let answer = ask(&Call::Plan { text: text_of(file)? })?;
+            show_as(json, &answer, |difference: Difference| {
+                let steps = difference.steps.iter().filter(|_| *verbose).map(|step| format!("  {step}\n"));
+                format!("{difference}{}", steps.collect::<String>())
+            })
+        }
+        Command::Apply { file } => {
+            let answer = ask(&Call::Apply { text: text_of(file)? })?;
+            show_as(json, &answer, |report: ApplyReport| applied(&report))
+        }
+        Command::Status => show_as(json, &ask(&Call::Status)?, |status: Status| status.to_string()),
+        Command::Explain { source, destination, service } => {
+            let call =
+                Call::Explain { source: source.clone(), destination: destination.clone(), service: service.clone() };
+            let answer = ask(&call)?;
+            match answer.get("text").and_then(Value::as_str).filter(|_| !json) {
+                Some(text) => say(text.trim_end()),
+                None => show(&answer),
+            }
+        }
+        Command::Denied { follow: false } => {
+            let answer = ask(&Call::Denied { follow: false })?;
+            show_as(json, &answer["groups"], |groups: Vec<Group>| denied(&groups))
+        }
+        Command::Denied { follow: true } => stream(arguments, &Call::Denied { follow: true }, |value| {
+            match (value.get("missed"), read::<Denied>(value)) {
+                (Some(missed), _) => Ok(format!("({missed} more were missed)")),
+                (None, denied) => denied.map(|denied| format!("{} {denied}", denied.time)),
+            }
+        }),
+        Command::Wan { order } => {
+            let (call, done) = match order {
+                WanOrder::Drain { name } => {
+                    (Call::Drain { wan: name.clone() }, format!("{name} gets no further flows; existing ones stay"))
+                }
+                WanOrder::Undrain { name } => (Call::Undrain { wan: name.clone() }, format!("{name} is used again")),
+                WanOrder::FailTest { name, span } => (
+                    Call::FailTest {
+                        wan: name.clone(),
+                        milliseconds: u64::try_from(span.as_millis()).unwrap_or(u64::MAX),
+                    },
+                    format!("{name} counts as lost for {}", humantime::format_duration(*span)),
+                ),
+            };
+            let answer = ask(&call)?;
+            if json { show(&answer) } else { say(&done) }
+        }
+        Command::Journal { follow } => {
+            stream(arguments, &Call::Journal { follow: *follow }, |value| Ok(value.to_string()))
+        }
+        Command::Replay { file, config } => replay(file, config.as_deref(), json),
+        Command::Version => {
+            let own = env!("CARGO_PKG_VERSION");
+            let daemon = ask(&Call::Version);
+            if json {
+                show(&json!({"routerctl": own, "routerd": daemon.as_ref().ok()}))?;
+            } else {
+                say(&format!("routerctl {own}"))?;
+                if let Ok(daemon) = &daemon {
+                    say(&format!("routerd   {}", daemon["version"].as_str().unwrap_or("of an unknown version")))?;
+                }
+            }
+            daemon.map(|_| ())
+        }
+    }
+}
+
+fn check(file: &Path, json: bool) -> Result<(), Failure> {
+    let text = text_of(file)?;
+    let name = file.display().to_string();
+    let (config, warnings) = match config::parse(&name, &text) {
+        Ok(parsed) => (parsed.config, parsed.warnings),
+        Err(problems) => {
+            if json {
+                show(&json!({"ok": false, "problems": problems, "broken_asserts": []}))?;
+            } else {
+                say(problems.to_string().trim_end())?;
+            }
+            return Err(Failure::Refused(String::new()));
+        }
+    };
+    let broken = broken_asserts(&config);
+    if json {
+        let told = broken.iter().map(|(line, text, why)| json!({"line": line, "text": text, "why": why}));
+        show(&json!({
+            "ok": broken.is_empty(),
+            "digest": config.digest,
+            "problems": warnings,
+            "broken_asserts": told.collect::<Vec<_>>(),
+        }))?;
+    } else {
+        if !warnings.is_empty() {
+            say(warnings.to_string().trim_end())?;
+        }
+        for (line, text, why) in &broken {
+            say(&format!("error: the assert `{text}` does not hold\n  --> {name}:{line}\n  {why}"))?;
+        }
+        if broken.is_empty() {
+            say(&format!(
+                "{name}: good; {} lines, {} VLANs, {} cells, {} asserts hold",
+                config.wans.len(),
+                config.vlans.len(),
+                config.cells.len(),
+                config.asserts.len()
+            ))?;
+        }
+    }
+    if broken.is_empty() { Ok(()) } else { Err(Failure::Refused(String::new())) }
+}
+
+/// Line, text and what is so instead.
+fn broken_asserts(_config: &config::Config) -> Vec<(u32, String, String)> {
+    Vec::new()
+}
+
+fn applied(report: &ApplyReport) -> String {
+    let mut text = String::new();
+    for warning in &report.warnings {
+        text.push_str(warning.trim_end());
+        text.push('\n');
+    }
+    let short = report.digest.get(..12).unwrap_or(&report.digest);
+    text + &format!("applied {short}: {} steps, {} flows ended\n", report.steps, report.flows_ended)
+}
+
+fn denied(groups: &[Group]) -> String {
+    if groups.is_empty() {
+        return "nothing was denied lately\n".to_owned();
+    }
+    let line = |group: &Group| {
+        let time = group.last.time.get(11..19).unwrap_or(&group.last.time);
+        format!("{time} {:>5}x {}\n", group.count, group.last)
+    };
+    groups.iter().map(line).collect()
+}
+
+fn replay(file: &Path, config: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let text = text_of(file)?;
+    let config = match config {
+        None => None,
+        Some(path) => match config::parse(&path.display().to_string(), &text_of(path)?) {
+            Ok(parsed) => Some(Arc::new(parsed.config)),
+            Err(problems) => return Err(Failure::Refused(problems.to_string())),
+        },
+    };
+    let other = config.is_some();
+    let report = journal::replay(text.lines(), config).map_err(|error| Failure::Refused(error.to_string()))?;
+    if json {
+        show(&report)?;
+    } else {
+        say(replayed(&report, other).trim_end())?;
+    }
+    if other || report.equal { Ok(()) } else { Err(Failure::Refused(String::new())) }
+}
+
+fn replayed(report: &ReplayReport, other: bool) -> String {
+    let mut text = String::new();
+    for moment in &report.timeline {
+        text.push_str(&format!("{:>16} {}\n", moment.t.to_string(), notice(&moment.notice)));
+    }
+    for target in &report.unknown_targets {
+        text.push_str(&format!("the journal knows nothing of {target}: it was taken as silent\n"));
+    }
+    let verdict = match (&report.first_difference, other) {
+        (_, true) => format!("{} decisions under the other config", report.decisions),
+        (None, false) => format!("{} decisions, equal to the recorded ones", report.decisions),
+        (Some(first), false) => {
+            format!("line {} differs\n  recorded: {}\n  replayed: {}", first.line, first.recorded, first.replayed)
+        }
+    };
+    text + &verdict
+}
+
+fn notice(notice: &Notice) -> String {
+    let names = |wans: &[config::units::WanName]| match wans {
+        [] => "no line".to_owned(),
+        wans => wans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    match notice {
+        Notice::Health { wan, family, from, to, why } => {
+            format!("{wan} {family}: {} -> {}: {why}", from.word(), to.word())
+        }
+        Notice::BadTarget { target, bad: true } => format!("{target} fails on every line: not counted"),
+        Notice::BadTarget { target, bad: false } => format!("{target} is counted again"),
+        Notice::IspOutage { family, outage: true, wans } => format!("ISP outage in {family}: {}", names(wans)),
+        Notice::IspOutage { family, outage: false, .. } => format!("ISP outage in {family} is over"),
+        Notice::PolicyUses { policy, family, uses } => format!("{policy} {family} uses {}", names(uses)),
+        Notice::Configured { digest } => format!("config {}", digest.get(..12).unwrap_or(digest)),
+        Notice::GatewayMac { wan, family, mac } => match mac {
+            Some(mac) => {
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                format!("the gateway of {wan} {family} is at {mac}")
+            }
+            None => format!("the gateway of {wan} {family} does not answer"),
+        },
+    }
+}
+
+fn stream(arguments: &Arguments, call: &Call, told: impl Fn(&Value) -> Result<String, Failure>) -> Result<(), Failure> {
+    let mut client = Client::connect(&arguments.socket)?;
+    client.send(call)?;
+    while let Some(value) = client.next()? {
+        if arguments.json { show_line(&value)? } else { say(&told(&value)?)? }
+    }
+    Ok(())
+}
+
+/// A file's text; `-` is the standard input.
+fn text_of(file: &Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        fs::read_to_string(file)
+    };
+    read.map_err(|error| Failure::Refused(format!("cannot read {}: {error}", file.display())))
+}
+
+fn show_as<T: DeserializeOwned>(json: bool, answer: &Value, told: impl Fn(T) -> String) -> Result<(), Failure> {
+    if json {
+        return show(answer);
+    }
+    say(told(read(answer)?).trim_end())
+}
+
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Failure> {
+    T::deserialize(value)
+        .map_err(|error| Failure::Daemon(format!("routerd answers what this routerctl cannot read: {error}")))
+}
+
+fn show(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(io::Error::other)?;
+    say(&text)
+}
+
+fn show_line(value: &Value) -> Result<(), Failure> {
+    say(value)
+}
+
+fn say(text: &(impl Display + ?Sized)) -> Result<(), Failure> {
+    writeln!(io::stdout().lock(), "{text}")?;
+    Ok(())
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused: a problem in the input, an unknown name, no permission
+  2  the command line is wrong
+  3  routerd cannot be reached
+  4  routerd failed";
