@@ -442,3 +442,6 @@ impl fmt::Display for Buckets {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod laws;
