@@ -308,3 +308,84 @@ fn protocol_of(text: &str) -> Result<Protocol, Unclear> {
 
 /// The source port of a client that nobody chose.
 const CLIENT_PORT: u16 = 40_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    fn answer(source: &str, destination: &str, protocol: &str, from: Option<&str>) -> String {
+        let config = fixture::site();
+        let question = Question::read(&config, source, destination, protocol, from).unwrap();
+        explain(&config, &fixture::decision(&config), &question).to_string()
+    }
+
+    #[test]
+    fn a_denied_packet_is_told_its_cell_and_what_would_allow_it() {
+        assert_eq!(
+            answer("10.0.30.9", "10.0.10.7", "tcp/22", None),
+            "10.0.30.9 (servers) -> 10.0.10.7 (office) tcp/22\n\
+             denied: cell servers -> office: default deny, no entry for this pair\n\
+             to allow it: [[cell]] from = \"servers\", to = \"office\", hosts = [\"10.0.10.7\"], services = [\"tcp/22\"]"
+        );
+    }
+
+    #[test]
+    fn an_allowed_packet_is_told_its_entry_by_name_and_line() {
+        assert_eq!(
+            answer("10.0.10.9", "printer", "ping", None),
+            "10.0.10.9 (office) -> printer (10.0.20.5, guests) ping\n\
+             allowed: cell office -> guests, entry `office->guests` (line 60), service ping"
+        );
+    }
+
+    #[test]
+    fn a_packet_to_the_internet_is_told_its_rule_lines_and_addresses() {
+        assert_eq!(
+            answer("10.0.10.9", "192.0.2.1", "udp/5060", None),
+            "10.0.10.9 (office) -> 192.0.2.1 (the Internet) udp/5060\n\
+             allowed: office may open anything to the Internet (line 11)\n\
+             steering `voice` (line 70), policy backup\n  \
+             \x2050 % by wan1, as 100.64.1.2 (masquerade)\n  \
+             \x2050 % by wan2, as 100.64.2.2 (masquerade)"
+        );
+    }
+
+    #[test]
+    fn without_a_usable_line_the_answer_says_what_happens() {
+        let config = fixture::site();
+        let question = Question::read(&config, "10.0.10.9", "192.0.2.1", "tcp/80", None).unwrap();
+        let told = explain(&config, &Decision::default(), &question).to_string();
+        assert!(told.ends_with("no line is usable: answered unreachable"), "{told}");
+    }
+
+    #[test]
+    fn a_source_from_elsewhere_is_spoofed() {
+        let told = answer("10.0.20.9", "10.0.30.7", "tcp/22", Some("vlan10"));
+        assert!(told.contains("denied: the source address is not at home in office: spoofed"), "{told}");
+    }
+
+    #[test]
+    fn prefix_translation_keeps_the_host_bits() {
+        let mut config = fixture::site();
+        for wan in config.wans.values_mut() {
+            let external = format!("2001:db8:{}::/64", wan.id.get()).parse().unwrap();
+            wan.nat6 = Nat6::Prefix { internal: "fd00:10::/64".parse().unwrap(), external };
+        }
+        let wan = config.wans.values().next().unwrap();
+        let told = leaves_as(&config, wan, "fd00:10::9".parse().unwrap());
+        assert_eq!(told, "2001:db8:1::9 (prefix fd00:10::/64 -> 2001:db8:1::/64)");
+        assert_eq!(leaves_as(&config, wan, "fd00:20::9".parse().unwrap()), "2001:db8:ff01::2 (masquerade)");
+    }
+
+    #[test]
+    fn unclear_questions_are_told_why() {
+        let config = fixture::site();
+        let read = |source, destination, protocol, from| Question::read(&config, source, destination, protocol, from);
+        assert!(matches!(read("nobody", "printer", "ping", None), Err(Unclear::Party(_))));
+        assert!(matches!(read("fd00:10::9", "printer", "ping", None), Err(Unclear::Families(..))));
+        assert!(matches!(read("10.0.10.9", "printer", "tcp/http", None), Err(Unclear::Protocol(_))));
+        assert!(matches!(read("10.0.10.9", "printer", "tcp", None), Err(Unclear::Protocol(_))));
+        assert!(matches!(read("10.0.10.9", "printer", "ping", Some("vlan99")), Err(Unclear::Origin(_))));
+    }
+}

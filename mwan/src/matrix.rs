@@ -14,7 +14,7 @@ use config::units::{EgressName, Family, Line, ServiceName, VlanName, WanId, WanN
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::compile::ruleset::{both, local, no_sources, own};
+use crate::compile::ruleset::{both, has_broadcast};
 
 /// The first packet of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +160,7 @@ pub fn would_deny(
 /// The policy that chooses the line of this packet, with the rule that says so (`None`: the default policy).
 /// `None` for what is never steered: towards the VLANs and the router, and what comes in from a line.
 pub fn steered<'c>(config: &'c Config, packet: &Packet) -> Option<(&'c Policy, Option<&'c Steer>)> {
-    if local(config).contains(packet.destination) {
+    if is_local(config, packet.destination) {
         return None;
     }
     let policy = |name| config.policies.get(name);
@@ -178,7 +178,7 @@ pub fn steered<'c>(config: &'c Config, packet: &Packet) -> Option<(&'c Policy, O
 impl Packet {
     /// A packet that comes in where its source address is at home.
     pub fn new(config: &Config, source: IpAddr, destination: IpAddr, protocol: Protocol) -> Self {
-        let from = if own(config).contains(&source) { Zone::Router } else { Zone::of(config, source) };
+        let from = if is_own(config, source) { Zone::Router } else { Zone::of(config, source) };
         Self { from, to: Zone::of(config, destination), source, destination, protocol }
     }
 }
@@ -187,7 +187,7 @@ impl Zone {
     /// Where packets to this address end. Broadcast and multicast end at the router: it forwards neither.
     pub fn of(config: &Config, address: IpAddr) -> Self {
         let broadcast = |vlan: &Vlan| vlan.addresses.iter().any(|net| is_broadcast(net, address));
-        if own(config).contains(&address)
+        if is_own(config, address)
             || address.is_multicast()
             || address == IpAddr::V4(Ipv4Addr::BROADCAST)
             || config.vlans.values().any(broadcast)
@@ -434,7 +434,7 @@ fn stray(config: &Config, packet: &Packet) -> Option<Reason> {
                 IpAddr::V6(source) => source.is_unicast_link_local() || source.is_unspecified(),
                 IpAddr::V4(_) => false,
             };
-            if no_sources(config).contains(packet.source) || !(at_home || asking_for_an_address || link_local) {
+            if is_no_source(config, packet.source) || !(at_home || asking_for_an_address || link_local) {
                 return spoofed();
             }
             if (asking_for_an_address || link_local) && !to_router {
@@ -442,13 +442,13 @@ fn stray(config: &Config, packet: &Packet) -> Option<Reason> {
             }
         }
         Zone::Wan(_) | Zone::Internet => {
-            if config.vlan_of(packet.source).is_some() || own(config).contains(&packet.source) {
+            if config.vlan_of(packet.source).is_some() || is_own(config, packet.source) {
                 return spoofed();
             }
         }
     }
     let beyond = match &packet.to {
-        Zone::Internet | Zone::Wan(_) => local(config).contains(packet.destination),
+        Zone::Internet | Zone::Wan(_) => is_local(config, packet.destination),
         Zone::Vlan(_) | Zone::Router => false,
     };
     beyond.then_some(Reason::NotRouted { address: packet.destination })
@@ -482,9 +482,229 @@ fn steers(steer: &Steer, vlan: &VlanName, packet: &Packet) -> bool {
         && steer.ports.as_ref().is_none_or(|ports| holds(ports, packet.protocol, family))
 }
 
+// The sets of `compile::ruleset`, asked for one address: a verdict must not cost building them.
+
+fn is_own(config: &Config, address: IpAddr) -> bool {
+    let wans = config.wans.values().flat_map(|wan| &wan.addressing.addresses);
+    config.vlans.values().flat_map(|vlan| &vlan.addresses).chain(wans).any(|net| net.addr() == address)
+}
+
+fn is_local(config: &Config, address: IpAddr) -> bool {
+    let special = match address {
+        IpAddr::V4(address) => {
+            address.is_loopback() || address.is_link_local() || address.is_multicast() || address.is_broadcast()
+        }
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local() || address.is_multicast(),
+    };
+    special || config.vlan_of(address).is_some() || is_own(config, address)
+}
+
+fn is_no_source(config: &Config, address: IpAddr) -> bool {
+    let end = |net: &IpNet| has_broadcast(net) && (net.network() == address || net.broadcast() == address);
+    is_own(config, address) || config.vlans.values().flat_map(|vlan| &vlan.addresses).any(end)
+}
+
 fn is_broadcast(net: &IpNet, address: IpAddr) -> bool {
-    match net {
-        IpNet::V4(net) => net.prefix_len() < 31 && IpAddr::V4(net.broadcast()) == address,
-        IpNet::V6(_) => false,
+    has_broadcast(net) && net.broadcast() == address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::ruleset::{local, no_sources, own};
+    use crate::fixture;
+
+    fn tcp(destination: u16) -> Protocol {
+        Protocol::Tcp { source: 40_000, destination }
+    }
+
+    fn udp(destination: u16) -> Protocol {
+        Protocol::Udp { source: 40_000, destination }
+    }
+
+    /// One packet, from where its source is at home.
+    fn judged(source: &str, destination: &str, protocol: Protocol) -> Verdict {
+        let config = fixture::site();
+        verdict(&config, &Packet::new(&config, source.parse().unwrap(), destination.parse().unwrap(), protocol))
+    }
+
+    #[test]
+    fn the_matrix_of_the_fixture() {
+        for (source, destination, protocol, allowed, reason) in [
+            (
+                "10.0.10.9",
+                "10.0.20.5",
+                tcp(631),
+                true,
+                "cell office -> guests, entry `office->guests` (line 60), service print",
+            ),
+            (
+                "10.0.10.9",
+                "10.0.20.5",
+                Protocol::Ping,
+                true,
+                "cell office -> guests, entry `office->guests` (line 60), service ping",
+            ),
+            (
+                "10.0.10.9",
+                "10.0.20.5",
+                udp(631),
+                false,
+                "cell office -> guests: default deny, none of its entries fits (line 60)",
+            ),
+            (
+                "10.0.10.9",
+                "10.0.20.6",
+                tcp(631),
+                false,
+                "cell office -> guests: default deny, none of its entries fits (line 60)",
+            ),
+            // Hosts of one family never open the other.
+            (
+                "fd00:10::9",
+                "fd00:20::5",
+                tcp(631),
+                false,
+                "cell office -> guests: default deny, none of its entries fits (line 60)",
+            ),
+            ("10.0.20.5", "10.0.10.9", tcp(22), false, "cell guests -> office: default deny, no entry for this pair"),
+            (
+                "fd00:30::9",
+                "fd00:20::5",
+                Protocol::Other(50),
+                true,
+                "cell servers -> guests, entry `servers->guests` (line 65)",
+            ),
+            ("10.0.10.9", "10.0.10.8", tcp(1), true, "both ends are in office: bridged, not routed"),
+            ("10.0.10.9", "192.0.2.1", tcp(25), true, "office may open anything to the Internet (line 11)"),
+            ("10.0.20.9", "192.0.2.1", tcp(443), true, "guests -> Internet, egress set web (line 21)"),
+            ("10.0.20.9", "192.0.2.1", tcp(25), false, "guests -> Internet: default deny (line 21)"),
+            ("10.0.30.9", "192.0.2.1", tcp(443), false, "servers -> Internet: default deny (line 31)"),
+            // Every address of the router is judged by the input of the VLAN the packet comes from.
+            ("10.0.10.9", "10.0.30.1", udp(53), true, "input of office, service dns (line 12)"),
+            ("10.0.10.9", "100.64.1.2", udp(53), true, "input of office, service dns (line 12)"),
+            ("10.0.10.9", "10.0.30.1", tcp(22), false, "input of office: default deny (line 12)"),
+            ("192.0.2.1", "100.64.1.2", tcp(22), false, "input of the Internet: default deny (built in)"),
+            ("192.0.2.1", "10.0.10.9", tcp(22), false, "nothing is forwarded in from the Internet"),
+            ("100.64.2.2", "10.0.10.9", tcp(22), true, "the router's own flows are not judged"),
+            ("10.0.10.9", "169.254.1.1", tcp(80), false, "169.254.1.1 is not routed"),
+            (
+                "192.0.2.1",
+                "100.64.1.2",
+                Protocol::Udp { source: 67, destination: 68 },
+                true,
+                "an answer of DHCP, always accepted",
+            ),
+        ] {
+            let verdict = judged(source, destination, protocol);
+            assert_eq!(
+                (verdict.allowed, verdict.reason.to_string().as_str()),
+                (allowed, reason),
+                "{source} -> {destination} {protocol}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_not_at_home_is_spoofed() {
+        let config = fixture::site();
+        let office = Zone::Vlan("office".parse().unwrap());
+        let wan = Zone::Wan("wan1".parse().unwrap());
+        for (from, source, spoofed) in [
+            (&office, "10.0.10.9", false),
+            (&office, "10.0.20.9", true),
+            (&office, "192.0.2.1", true),
+            (&office, "10.0.10.1", true),
+            (&office, "10.0.10.255", true),
+            (&office, "fd00:10::9", false),
+            (&office, "fd00:20::9", true),
+            (&wan, "10.0.10.9", true),
+            (&wan, "fd00:10::9", true),
+            (&wan, "100.64.1.2", true),
+            (&wan, "192.0.2.1", false),
+        ] {
+            let source: IpAddr = source.parse().unwrap();
+            let destination = if source.is_ipv4() { "10.0.30.9" } else { "fd00:30::9" };
+            let mut packet = Packet::new(&config, source, destination.parse().unwrap(), tcp(80));
+            packet.from = from.clone();
+            let reason = verdict(&config, &packet).reason;
+            assert_eq!(reason == Reason::Spoofed { from: from.clone() }, spoofed, "{source} from {from}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_disabled_entry_allows_nothing() {
+        let mut config = fixture::site();
+        config.cells[1].enabled = false;
+        let (source, destination) = ("10.0.30.9".parse().unwrap(), "10.0.20.5".parse().unwrap());
+        assert!(would_deny(&config, source, destination, tcp(80), None));
+        assert!(!would_deny(&fixture::site(), source, destination, tcp(80), None));
+    }
+
+    #[test]
+    fn a_flow_from_outside_is_judged_by_the_input_of_its_line() {
+        let mut config = fixture::site();
+        let permit = config.vlans.values().next().unwrap().input[0].clone();
+        config.wans.values_mut().last().unwrap().input.push(permit);
+        let asks = |line| {
+            let (source, own) = ("192.0.2.1".parse().unwrap(), "100.64.2.2".parse().unwrap());
+            would_deny(&config, source, own, udp(53), WanId::new(line))
+        };
+        assert!(asks(1));
+        assert!(!asks(2));
+    }
+
+    #[test]
+    fn steering_is_by_the_first_rule_that_fits() {
+        let config = fixture::site();
+        for (source, destination, protocol, policy) in [
+            ("10.0.10.9", "192.0.2.1", udp(5060), Some("backup")),
+            ("10.0.10.9", "192.0.2.1", tcp(5060), Some("balanced")),
+            ("10.0.10.9", "198.51.100.1", udp(5060), Some("balanced")),
+            ("10.0.20.9", "192.0.2.1", udp(5060), Some("balanced")),
+            ("10.0.10.9", "10.0.20.5", udp(5060), None),
+            ("10.0.10.9", "100.64.1.2", udp(5060), None),
+            ("192.0.2.1", "100.64.1.2", udp(5060), None),
+        ] {
+            let packet = Packet::new(&config, source.parse().unwrap(), destination.parse().unwrap(), protocol);
+            let found = steered(&config, &packet).map(|(policy, _)| policy.name.to_string());
+            assert_eq!(found.as_deref(), policy, "{source} -> {destination} {protocol}");
+        }
+    }
+
+    #[test]
+    fn one_address_is_judged_as_the_sets_of_the_table_say() {
+        let config = fixture::site();
+        for address in [
+            "10.0.10.0",
+            "10.0.10.1",
+            "10.0.10.2",
+            "10.0.10.255",
+            "10.0.11.0",
+            "100.64.1.2",
+            "100.64.1.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "192.0.2.1",
+            "::1",
+            "fe80::1",
+            "febf::1",
+            "fec0::1",
+            "ff02::1",
+            "fd00:10::",
+            "fd00:10::1",
+            "fd00:10::2",
+            "2001:db8:ff01::2",
+            "2001:db8::1",
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(is_own(&config, address), own(&config).contains(&address), "own {address}");
+            assert_eq!(is_local(&config, address), local(&config).contains(address), "local {address}");
+            assert_eq!(is_no_source(&config, address), no_sources(&config).contains(address), "no source {address}");
+        }
     }
 }

@@ -34,46 +34,51 @@ pub fn ruleset(config: &Config) -> Ruleset {
 
 /// What is never steered to a line: the VLANs, the router's own addresses, multicast, broadcast, link-local.
 pub fn local(config: &Config) -> AddressSet {
-    let mut set = AddressSet::default();
-    for net in
-        ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"]
-    {
-        if let Ok(net) = net.parse() {
-            set.add(net);
-        }
-    }
-    for vlan in config.vlans.values() {
-        for net in &vlan.addresses {
-            set.add(*net);
-        }
-    }
-    for address in own(config) {
-        set.add(address.into());
-    }
-    set
+    let special = SPECIAL.iter().filter_map(|net| net.parse().ok());
+    let own = own(config).into_iter().map(IpNet::from);
+    collected(special.chain(inside(config)).chain(own))
 }
 
 /// The router's own addresses.
 pub fn own(config: &Config) -> BTreeSet<IpAddr> {
-    let vlans = config.vlans.values().flat_map(|vlan| &vlan.addresses);
     let wans = config.wans.values().flat_map(|wan| &wan.addressing.addresses);
-    vlans.chain(wans).map(IpNet::addr).collect()
+    inside(config).map(|net| net.addr()).chain(wans.map(IpNet::addr)).collect()
 }
 
 /// Addresses inside the VLANs that no host may send from: the router's own, and the first and last of an IPv4
 /// subnet, which are its network and broadcast addresses.
 pub fn no_sources(config: &Config) -> AddressSet {
-    let mut set = AddressSet::default();
-    for address in own(config) {
-        set.add(address.into());
+    let ends = inside(config).filter(has_broadcast).flat_map(|net| [net.network(), net.broadcast()]);
+    collected(ends.chain(own(config)).map(IpNet::from))
+}
+
+/// Does this subnet keep its first and last address for itself?
+pub(crate) fn has_broadcast(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(net) => net.prefix_len() < 31,
+        IpNet::V6(_) => false,
     }
-    for net in config.vlans.values().flat_map(|vlan| &vlan.addresses) {
-        if let IpNet::V4(net) = net
-            && net.prefix_len() < 31
-        {
-            set.add(IpNet::from(IpAddr::V4(net.network())));
-            set.add(IpNet::from(IpAddr::V4(net.broadcast())));
+}
+
+/// The router's address in every VLAN, with the prefix of the VLAN.
+fn inside(config: &Config) -> impl Iterator<Item = IpNet> {
+    config.vlans.values().flat_map(|vlan| &vlan.addresses).copied()
+}
+
+/// All of these as one set: merged once, not once per member.
+fn collected(nets: impl Iterator<Item = IpNet>) -> AddressSet {
+    let mut set = AddressSet::default();
+    for net in nets {
+        match net {
+            IpNet::V4(net) => set.v4.push(net.network()..=net.broadcast()),
+            IpNet::V6(net) => set.v6.push(net.network()..=net.broadcast()),
         }
+    }
+    if let Some(last) = set.v4.pop() {
+        set.add_range4(last);
+    }
+    if let Some(last) = set.v6.pop() {
+        set.add_range6(last);
     }
     set
 }
@@ -198,15 +203,7 @@ impl Table<'_> {
         self.chain("from_vlan", vlan);
 
         // A packet from outside with an inside source, or with our own, could pass for one of a known inside flow.
-        let mut inside = AddressSet::default();
-        for vlan in self.config.vlans.values() {
-            for net in &vlan.addresses {
-                inside.add(*net);
-            }
-        }
-        for address in own(self.config) {
-            inside.add(address.into());
-        }
+        let inside = collected(inside(self.config).chain(own(self.config).into_iter().map(IpNet::from)));
         let wan = Family::ALL.into_iter().filter_map(|family| {
             rule(&format!("{} saddr", keyword(family)), &elements(&inside, family), "goto deny_spoof")
         });
@@ -597,6 +594,8 @@ fn generation(
     format!("{hash:032x}")
 }
 
+const SPECIAL: [&str; 7] =
+    ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"];
 /// Which log meters there are, and what each is kept per.
 const METERS: [(&str, &str); 4] =
     [("forward", "ifname . ifname"), ("input", "ifname"), ("spoof", "ifname"), ("invalid", "ifname . ifname")];

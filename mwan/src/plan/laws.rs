@@ -42,9 +42,8 @@ proptest! {
         let plan = start.plan_to(&goal);
         let (first, _) = plan.split_at(cut.index(plan.len() + 1));
         let rest = carry_out(&start, first).plan_to(&goal);
-        let buried: BTreeSet<_> = first.iter().chain(&rest).filter_map(|step| match step {
-            Step::Bury { class, .. } => Some(*class),
-            _ => None,
+        let buried: BTreeSet<_> = first.iter().chain(&rest).filter_map(|step| {
+            if let Step::Bury { class, .. } = step { Some(*class) } else { None }
         }).collect();
         let dies: BTreeSet<_> = goal.dead.keys().filter(|class| !start.dead.contains_key(class)).copied().collect();
         prop_assert!(buried.is_superset(&dies));
@@ -310,7 +309,9 @@ fn everything() -> Links {
 
 fn carry_out(start: &KernelState, plan: &[Step]) -> KernelState {
     let mut now = start.clone();
-    plan.iter().for_each(|step| now.apply(step));
+    for step in plan {
+        now.apply(step);
+    }
     now
 }
 
