@@ -349,6 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn what_the_lab_plays_is_a_site_that_routerd_takes() {
+        for text in [MINIMAL, include_str!("../../config/examples/spectrum-site.toml")] {
+            for wans in WANS {
+                for same_gateway in [false, true] {
+                    let site = Site::derive(text, wans, same_gateway).unwrap();
+                    if let Err(problems) = config::parse("site.toml", &site.text) {
+                        panic!("{wans} lines, same gateway {same_gateway}:\n{problems}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn all_lines_can_have_the_same_gateway() {
         let site = Site::derive(MINIMAL, 16, true).unwrap();
         assert!(site.wans.iter().all(|wan| wan.gateway4 == Ipv4Addr::new(100, 64, 0, 1)));
