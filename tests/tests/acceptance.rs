@@ -176,7 +176,7 @@ fn shares(lab: &Lab, weights: &[u8], target: IpAddr) {
 
 /// A lab whose lines are good; `None` where labs cannot be.
 fn lab(site: &str, wans: u8, same_gateway: bool) -> Option<Temporary> {
-    if let Err(reason) = tests::can_run().and_then(|()| binary("routerd").map(drop)) {
+    if let Err(reason) = tests::can_run().and_then(|()| binary("routerd").and(binary("routerctl")).map(drop)) {
         println!("SKIP: {reason:#}");
         return None;
     }
