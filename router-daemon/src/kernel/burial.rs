@@ -50,7 +50,9 @@ impl Burials {
     /// Only these are still dead.
     pub(crate) fn keep(&mut self, dead: &[FlowClass]) {
         let revived: Vec<_> = self.running.keys().filter(|class| !dead.contains(class)).copied().collect();
-        revived.into_iter().for_each(|class| self.stop(class));
+        for class in revived {
+            self.stop(class);
+        }
     }
 }
 

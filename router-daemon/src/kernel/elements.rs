@@ -8,7 +8,7 @@ use config::units::{Family, IfName, Mark, WanId};
 use mwan::state::{BUCKETS, BucketKey, Buckets, FlowClass, Slot, TABLE};
 use nix::errno::Errno;
 
-use super::netlink::{Attributes, Message, NLM_F_CREATE, Received, Socket, done_if, errno};
+use super::netlink::{Attributes, Message, NLM_F_CREATE, Socket, done_if, errno};
 use crate::counters::{Count, Counters};
 
 /// The number of the table's generation in the kernel: any nft transaction of the namespace raises it, counting
@@ -138,7 +138,7 @@ fn counted<K>(element: Attributes<'_>, key: impl Fn(&[u8]) -> Option<K>) -> Opti
     let key = key(element.nested(NFTA_SET_ELEM_KEY).get(NFTA_DATA_VALUE)?)?;
     // One statement stands in EXPR, several stand in a list.
     let single = [element.nested(NFTA_SET_ELEM_EXPR)].into_iter();
-    let several = element.nested(NFTA_SET_ELEM_EXPRESSIONS).map(|(_, statement)| Attributes(statement));
+    let several = element.nested(NFTA_SET_ELEM_EXPRESSIONS).each().map(|(_, statement)| Attributes(statement));
     let counter = single.chain(several).find(|statement| statement.text(NFTA_EXPR_NAME) == Some("counter"))?;
     let data = counter.nested(NFTA_EXPR_DATA);
     Some((key, Count { packets: data.be64(NFTA_COUNTER_PACKETS)?, bytes: data.be64(NFTA_COUNTER_BYTES)? }))
@@ -175,8 +175,11 @@ fn dump(socket: &mut Socket, set: &str, mut each: impl FnMut(Attributes<'_>)) ->
     let question =
         message(NFT_MSG_GETSETELEM, 0).text(NFTA_SET_ELEM_LIST_TABLE, TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
     let replies = done_if(socket.dump(&question), &[Errno::ENOENT])?;
-    let lists = replies.iter().map(|reply: &Received| reply.attributes(NFGENMSG).nested(NFTA_SET_ELEM_LIST_ELEMENTS));
-    lists.flatten().for_each(|(_, element)| each(Attributes(element)));
+    for reply in &replies {
+        for (_, element) in reply.attributes(NFGENMSG).nested(NFTA_SET_ELEM_LIST_ELEMENTS).each() {
+            each(Attributes(element));
+        }
+    }
     Ok(())
 }
 

@@ -91,8 +91,8 @@ fn acknowledgement(inside: &Tuple, pseudo: &[u8]) -> Vec<u8> {
     let mut segment = Vec::with_capacity(TCP_HEADER);
     segment.extend(inside.destination_port.to_be_bytes());
     segment.extend(inside.source_port.to_be_bytes());
-    // Sequence and acknowledgement number 0: outside of any window but one in some ten thousand, where the
-    // acknowledgement number is what cannot be accepted (RFC 5961, section 5).
+    // Sequence and acknowledgement number 0. Where 0 happens to lie in the window, it is the acknowledgement number
+    // that draws the answer (RFC 5961, section 5).
     segment.extend([0; 8]);
     segment.extend([0x50, ACK, 0, 0, 0, 0, 0, 0]);
     fill_checksum(&mut segment, 16, pseudo);

@@ -144,12 +144,18 @@ fn device(sys: &Path, link: &Found) -> Device {
     if !same {
         return Device::default();
     }
-    let last_part = |path: &str| {
-        let target = fs::canonicalize(directory.join(path)).ok()?;
-        Some(target.file_name()?.to_str()?.to_owned())
-    };
-    let is_pci = last_part("device/subsystem").as_deref() == Some("pci");
-    Device { driver: last_part("device/driver"), pci: last_part("device").filter(|_| is_pci) }
+    let Ok(device) = fs::canonicalize(directory.join("device")) else { return Device::default() };
+    // A virtio or USB device stands below the PCI function that carries it.
+    let pci = device.ancestors().find(|path| target_name(&path.join("subsystem")).as_deref() == Some("pci"));
+    Device {
+        driver: target_name(&device.join("driver")),
+        pci: pci.and_then(|path| path.file_name()?.to_str().map(str::to_owned)),
+    }
+}
+
+/// The last part of what a symbolic link leads to.
+fn target_name(path: &Path) -> Option<String> {
+    Some(fs::canonicalize(path).ok()?.file_name()?.to_str()?.to_owned())
 }
 
 fn mac_text(link: &Found) -> Option<String> {
@@ -320,3 +326,47 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_and_pci_address_come_from_sysfs_if_it_shows_the_same_link() {
+        let sys = tempfile::tempdir().unwrap();
+        let at = |path: &str| sys.path().join(path);
+        let function = "devices/pci0000:00/0000:00:03.0";
+        for directory in
+            ["class/net/eth0", &format!("{function}/virtio1"), "bus/pci/drivers", "bus/virtio/drivers/virtio_net"]
+        {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        let link = |from: &str, to: &str| std::os::unix::fs::symlink(at(to), at(from)).unwrap();
+        link("class/net/eth0/device", &format!("{function}/virtio1"));
+        link(&format!("{function}/subsystem"), "bus/pci");
+        link(&format!("{function}/virtio1/subsystem"), "bus/virtio");
+        link(&format!("{function}/virtio1/driver"), "bus/virtio/drivers/virtio_net");
+        fs::write(at("class/net/eth0/ifindex"), "7\n").unwrap();
+        fs::write(at("class/net/eth0/address"), "02:00:00:00:00:0a\n").unwrap();
+
+        let here = Found {
+            index: 7,
+            name: "eth0".to_owned(),
+            up: true,
+            carrier: true,
+            mac: Some([2, 0, 0, 0, 0, 10]),
+            mtu: 1500,
+            master: None,
+            parent: None,
+            vlan: None,
+            kind: None,
+            alias: None,
+        };
+        let found = device(&at("class/net"), &here);
+        assert_eq!(found.driver.as_deref(), Some("virtio_net"));
+        assert_eq!(found.pci.as_deref(), Some("0000:00:03.0"));
+        // The namespace of somebody else has an eth0 too.
+        let elsewhere = Found { mac: Some([2, 0, 0, 0, 0, 11]), ..here };
+        assert_eq!(device(&at("class/net"), &elsewhere).driver, None);
+    }
+}

@@ -12,6 +12,8 @@ use std::os::fd::AsRawFd;
 
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket as Raw, SocketAddr, TokioSocket};
 use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 pub(crate) use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
@@ -173,8 +175,20 @@ impl Received {
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Attributes<'a> {
-    pub(crate) fn get(mut self, kind: u16) -> Option<&'a [u8]> {
-        self.find(|(found, _)| *found == kind).map(|(_, payload)| payload)
+    /// Kind and payload of each.
+    pub(crate) fn each(self) -> impl Iterator<Item = (u16, &'a [u8])> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let length = usize::from(ne16(rest.get(0..2)?));
+            let kind = ne16(rest.get(2..4)?) & NLA_TYPE_MASK;
+            let payload = rest.get(4..length)?;
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+            Some((kind, payload))
+        })
+    }
+
+    pub(crate) fn get(self, kind: u16) -> Option<&'a [u8]> {
+        self.each().find(|(found, _)| *found == kind).map(|(_, payload)| payload)
     }
 
     pub(crate) fn nested(self, kind: u16) -> Attributes<'a> {
@@ -208,18 +222,6 @@ impl<'a> Attributes<'a> {
     }
 }
 
-impl<'a> Iterator for Attributes<'a> {
-    type Item = (u16, &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let length = usize::from(ne16(self.0.get(0..2)?));
-        let kind = ne16(self.0.get(2..4)?) & NLA_TYPE_MASK;
-        let payload = self.0.get(4..length)?;
-        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    }
-}
-
 /// A socket that asks and is answered.
 pub(crate) struct Socket {
     raw: Raw,
@@ -243,7 +245,7 @@ impl Socket {
         // Dumps of routes then honour the protocol in their header, instead of walking foreign tables through us.
         raw.set_netlink_get_strict_chk(true)?;
         // Hundreds of acknowledgements of one batch are queued before the first is read.
-        raw.set_rx_buf_sz(1_i32 << 20)?;
+        widen(&raw, 1 << 20)?;
         Ok(Self { raw, seq: 0 })
     }
 
@@ -371,11 +373,11 @@ pub(crate) enum Heard {
 }
 
 impl Listener {
-    pub(crate) fn open(protocol: isize, groups: &[u32], buffer: i32) -> io::Result<Self> {
+    pub(crate) fn open(protocol: isize, groups: &[u32], buffer: usize) -> io::Result<Self> {
         let mut socket = TokioSocket::new(protocol)?;
         let raw = socket.socket_mut();
         raw.bind_auto()?;
-        raw.set_rx_buf_sz(buffer)?;
+        widen(raw, buffer)?;
         for group in groups {
             raw.add_membership(*group)?;
         }
@@ -412,6 +414,11 @@ fn heard(result: io::Result<Vec<Received>>) -> io::Result<Heard> {
         Err(error) if errno(&error) == Some(Errno::ENOBUFS as i32) => Ok(Heard::Overrun),
         Err(error) => Err(error),
     }
+}
+
+/// Beyond what `net.core.rmem_max` grants to others.
+fn widen(raw: &Raw, bytes: usize) -> io::Result<()> {
+    Ok(setsockopt(raw, RcvBufForce, &bytes)?)
 }
 
 fn receive(raw: &Raw) -> io::Result<Vec<Received>> {
@@ -486,9 +493,9 @@ mod tests {
     #[test]
     fn malformed_bytes_hold_nothing() {
         assert_eq!(split(&[0xff; 40]), []);
-        assert_eq!(Attributes(&[2, 0, 1, 0]).next(), None);
-        assert_eq!(Attributes(&[9, 0, 1, 0, 5]).next(), None);
-        assert_eq!(Attributes(&[0; 64]).next(), None);
+        assert_eq!(Attributes(&[2, 0, 1, 0]).each().next(), None);
+        assert_eq!(Attributes(&[9, 0, 1, 0, 5]).each().next(), None);
+        assert_eq!(Attributes(&[0; 64]).each().next(), None);
     }
 
     #[test]

@@ -74,7 +74,7 @@ fn message(kind: u16) -> Message {
 
 /// Bytes of each packet: the headers, and enough for an ICMP error's quotation.
 const COPIED: u32 = 128;
-const BUFFER: i32 = 2 << 20;
+const BUFFER: usize = 2 << 20;
 const NFGENMSG: usize = 4;
 const NFNL_SUBSYS_ULOG: u16 = 4;
 const NFULNL_MSG_PACKET: u16 = 0;

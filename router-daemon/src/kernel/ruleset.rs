@@ -96,13 +96,15 @@ impl Table {
             tracing::warn!(%error, "the table cannot be changed into the wanted one and is replaced, counters and all");
             self.nft.load(&ruleset.script_from_nothing(buckets, dead)).await?;
         }
+        let before = Generation::read(&mut self.socket)?;
         let listing = self.nft.list().await?;
         if !listing.inventory.chains.contains(&generation_chain(&ruleset.generation)) {
             return Err(io::Error::other("nft reported success, and the table is not there"));
         }
-        self.baseline = Baseline { generation: ruleset.generation.clone(), listing: listing.digest };
+        self.baseline = Baseline { generation: ruleset.generation.clone(), listing: listing.digest.clone() };
         save(&self.baseline_file, &self.baseline)?;
-        self.seen = None;
+        let seen = self.seen_in(listing)?;
+        self.seen = (Generation::read(&mut self.socket)? == before).then_some((before, seen));
         Ok(())
     }
 
@@ -185,6 +187,11 @@ impl Table {
             return Ok(Seen::default());
         }
         let listing = self.nft.list().await?;
+        self.seen_in(listing)
+    }
+
+    /// The listing, with the live elements it does not show.
+    fn seen_in(&mut self, listing: Listing) -> io::Result<Seen> {
         let Baseline { generation, listing: digest } = &self.baseline;
         let adopted = *digest == listing.digest && listing.inventory.chains.contains(&generation_chain(generation));
         let state = if adopted {
@@ -229,7 +236,7 @@ impl Listing {
             keep_what_stands(object);
         }
         let digest = Sha256::digest(listing.to_string().as_bytes());
-        Ok(Self { inventory, digest: digest.iter().map(|byte| format!("{byte:02x}")).collect() })
+        Ok(Self { inventory, digest: format!("{digest:x}") })
     }
 }
 

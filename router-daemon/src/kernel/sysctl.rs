@@ -28,8 +28,8 @@ pub(crate) fn set(name: &str, value: &str) -> io::Result<()> {
     }
 }
 
-/// Without br_netfilter bridged frames pass no filter: what we would switch off is off. Once somebody loads it, the
-/// files appear and count.
+/// Without `br_netfilter` bridged frames pass no filter: what we would switch off is off. Once somebody
+/// loads it, the files appear and count.
 fn is_optional(name: &str) -> bool {
     name.starts_with("net/bridge/")
 }

@@ -188,7 +188,7 @@ fn neighbour(message: &Received, links: &Table) -> Option<Neighbour> {
 /// Links, neighbours, and for both families addresses, routes and rules.
 const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 const NFNLGRP_NFTABLES: u32 = 7;
-const BUFFER: i32 = 1 << 20;
+const BUFFER: usize = 1 << 20;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const RTM_GETNEIGH: u16 = 30;
