@@ -347,7 +347,10 @@ fn log(notice: &Notice) {
         Notice::IspOutage { family, outage: false, wans } => info!(%family, ?wans, "the outage is over"),
         Notice::PolicyUses { policy, family, uses } => info!(%policy, %family, ?uses, "policy uses other lines"),
         Notice::Configured { digest } => info!(%digest, "configured"),
-        Notice::GatewayMac { wan, family, mac } => info!(%wan, %family, ?mac, "the gateway's MAC changed"),
+        Notice::GatewayMac { wan, family, mac } => {
+            let mac = mac.map(|bytes| bytes.map(|byte| format!("{byte:02x}")).join(":"));
+            info!(%wan, %family, mac, "the gateway's MAC changed");
+        }
     }
 }
 

@@ -7,8 +7,13 @@
 use std::future::Future;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use config::Config;
 use config::model::Kick;
+use config::units::Family;
+use mwan::matrix::{self, Protocol};
+use mwan::state::FlowClass;
 use mwan::{KernelState, Step};
 
 use self::burial::Burials;
@@ -137,6 +142,26 @@ pub async fn counters() -> io::Result<Counters> {
     aside(|| {
         let mut socket = Socket::open(NETLINK_NETFILTER)?;
         Ok(Counters { flows: conntrack::count(&mut socket)?, ..elements::counters(&mut socket)? })
+    })
+    .await
+}
+
+/// How many live flows this config denies; with `end`, none of them lives on.
+pub async fn denied_flows(config: Arc<Config>, end: bool) -> io::Result<u64> {
+    aside(move || {
+        let condemned = |mark, tuple: conntrack::Tuple| {
+            let (source, destination) = (tuple.source_port, tuple.destination_port);
+            let protocol = match tuple.protocol {
+                6 => Protocol::Tcp { source, destination },
+                17 => Protocol::Udp { source, destination },
+                // Conntrack makes flows of ICMP queries only.
+                1 | 58 => Protocol::Ping,
+                other => Protocol::Other(other),
+            };
+            let line = FlowClass::from_mark(Family::of(tuple.source), mark).map(|class| class.wan);
+            matrix::would_deny(&config, tuple.source, tuple.destination, protocol, line)
+        };
+        conntrack::sweep(&mut Socket::open(NETLINK_NETFILTER)?, condemned, end)
     })
     .await
 }

@@ -13,7 +13,7 @@ use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
-use router_daemon::kernel::{Kernel, LinuxKernel};
+use router_daemon::kernel::{Kernel, LinuxKernel, denied_flows};
 use router_daemon::reconcile::Reconciler;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -177,7 +177,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
         changes,
         asks,
         reconciler: handle,
-        flows: Flows::new(|_config, _end| async { Ok(0) }),
+        flows: Flows::new(denied_flows),
         config,
         site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
         journal: journal.inspect_err(|error| warn!(%error, "no journal is kept")).ok(),

@@ -32,6 +32,11 @@ impl Accepted {
     /// `name` is what problems call the file.
     pub fn new(name: &str, text: &str) -> Result<Self, Refusal> {
         let parsed = config::parse(name, text).map_err(|problems| refusal("config", problems.to_string()))?;
+        let broken = mwan::asserts::broken(&parsed.config);
+        if !broken.is_empty() {
+            let told = broken.iter().map(|broken| format!("{}: `{}`: {}", broken.line, broken.text, broken.why));
+            return Err(refusal("assert", told.collect::<Vec<_>>().join("\n")));
+        }
         let warnings = parsed.warnings.iter().map(|warning| format!("line {}: {}", warning.line, warning.message));
         Ok(Self { warnings: warnings.collect(), config: Arc::new(parsed.config), text: Arc::from(text) })
     }
@@ -81,6 +86,16 @@ fn read(path: &Path) -> Result<Accepted, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_breaks_an_assert_is_refused_with_its_line() {
+        let minimal = include_str!("../../../config/examples/minimal.toml");
+        let text = minimal.replace("guests -> office deny", "guests -> office allow");
+        let refusal = Accepted::new("site.toml", &text).unwrap_err();
+        assert_eq!(refusal.code, "assert");
+        assert!(refusal.message.contains("guests -> office allow"), "{}", refusal.message);
+        Accepted::new("site.toml", minimal).unwrap();
+    }
 
     #[test]
     fn a_kept_text_is_the_one_that_is_read() {

@@ -63,6 +63,31 @@ pub(crate) fn count(socket: &mut Socket) -> io::Result<BTreeMap<(WanId, Family),
     Ok(flows)
 }
 
+/// Every flow that `condemned` says yes to, by its mark and the tuple of its first packet: how many there are and,
+/// with `end`, ended one by one.
+pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple) -> bool, end: bool) -> io::Result<u64> {
+    let mut flows = Vec::new();
+    let all = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0]);
+    // A flow that a table in motion hides this time was born or died this moment.
+    socket.dump_into(all, |message| {
+        let attributes = message.attributes(NFGENMSG);
+        // Flows of the router itself may have no mark.
+        let mark = Mark(attributes.be32(CTA_MARK).unwrap_or_default());
+        if let (Some(family), Some(original)) = (message.body.first(), attributes.get(CTA_TUPLE_ORIG))
+            && tuple(attributes.nested(CTA_TUPLE_ORIG)).is_some_and(|tuple| condemned(mark, tuple))
+        {
+            flows.push((*family, original.to_vec()));
+        }
+    })?;
+    if end {
+        for (family, original) in &flows {
+            let delete = Message::new(kind(IPCTNL_MSG_CT_DELETE), 0, &[*family, 0, 0, 0]);
+            done_if(socket.ask(delete.attr(CTA_TUPLE_ORIG | NLA_F_NESTED, original)), &[Errno::ENOENT])?;
+        }
+    }
+    Ok(flows.len() as u64)
+}
+
 fn of_class(message: u16, class: FlowClass) -> Message {
     // The kernel reads the family of a deletion only from messages of version 1.
     Message::new(kind(message), 0, &[af(class.family), NFNETLINK_V1, 0, 0])
@@ -98,6 +123,7 @@ fn kind(message: u16) -> u16 {
 }
 
 const NFGENMSG: usize = 4;
+const NLA_F_NESTED: u16 = 1 << 15;
 const NFNETLINK_V1: u8 = 1;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_GET: u16 = 1;
