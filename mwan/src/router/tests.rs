@@ -178,6 +178,22 @@ fn peer_bug_07_bad_target_on_every_line_is_not_a_bad_line() {
 }
 
 #[test]
+fn peer_bug_07_the_line_that_notices_a_bad_target_first_waits_for_the_others() {
+    let mut config = site(4);
+    let hasty = &mut config.wans.get_mut(&wan_name(1)).unwrap().probe;
+    hasty.fall = nonzero(2);
+    hasty.quorum = nonzero(3);
+    let mut world = World::new(config);
+    world.run(secs(5));
+    let bad = icmp(TARGETS[1]);
+    world.answers = Box::new(move |_, target, _| if *target == bad { Answer::Never } else { Answer::After(ms(10)) });
+    let start = world.now;
+    world.run(secs(5));
+    assert_eq!(world.took(1, Health::Down, start), None);
+    assert_eq!(world.line(1, Family::V4).failovers, 0);
+}
+
+#[test]
 fn peer_bug_07_no_flow_ends_without_a_better_line() {
     let mut world = World::new(site(1));
     world.run(secs(5));
@@ -350,7 +366,7 @@ fn peer_bug_04_draining_failback_moves_new_flows_first_and_old_ones_at_the_deadl
 #[test]
 fn staying_failback_leaves_flows_where_they_are() {
     let mut world = standby_world(Failback::Stay);
-    world.run(secs(3600));
+    world.run(secs(300));
     assert_eq!(world.uses("standby"), [1]);
     assert!(!world.buried("standby", 2));
 }
