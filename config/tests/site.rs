@@ -169,6 +169,103 @@ fn the_model_survives_json() {
     assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
 }
 
+#[test]
+fn marks_have_room_for_120_lines_and_254_policies() {
+    let with = |wans: usize, policies: usize| {
+        let wans = (1..=wans).map(|n| {
+            format!("[wan.w{n}]\ninterface = \"e{n}\"\naddresses = [\"192.0.2.2/24\"]\ngateway = \"192.0.2.1\"\n")
+        });
+        let policies = (1..=policies).map(|n| format!("[policy.p{n}]\nmembers = [\"w1\"]\n"));
+        let text: Vec<String> = wans.chain(policies).collect();
+        let head = "[site]\nname = \"x\"\n[router]\ndefault_policy = \"p1\"\n";
+        config::parse("x", &format!("{head}{}", text.concat()))
+    };
+    let config = with(120, 254).unwrap_or_else(|problems| panic!("{problems}")).config;
+    let ids: BTreeSet<_> = config.wans.values().map(|wan| wan.id).collect();
+    assert_eq!((ids.len(), config.wans.values().map(|wan| wan.id.get()).max()), (120, Some(120)));
+    let ids: BTreeSet<_> = config.policies.values().map(|policy| policy.id).collect();
+    assert_eq!(ids.len(), 254);
+    assert!(ids.iter().all(|id| (1..=254).contains(&id.0)));
+    assert!(with(121, 1).unwrap_err().to_string().contains("121 WANs are too many"));
+    assert!(with(1, 255).unwrap_err().to_string().contains("255 policies are too many"));
+}
+
+#[test]
+fn a_wan_gets_its_id_from_itself_then_its_name_then_what_is_free() {
+    let wan = |name: &str, more: &str| {
+        format!(
+            "[wan.{name}]\ninterface = \"{name}\"\naddresses = [\"192.0.2.2/24\"]\ngateway = \"192.0.2.1\"\n{more}\n"
+        )
+    };
+    let text = [
+        "[site]\nname = \"x\"\n[policy.all]\nmembers = [\"lte\"]\n".to_owned(),
+        wan("lte", ""),
+        wan("wan3", ""),
+        wan("fibre3", ""),
+        wan("dsl", "id = 1"),
+        wan("line1", ""),
+        wan("line200", ""),
+    ];
+    let config = config::parse("x", &text.concat()).unwrap_or_else(|problems| panic!("{problems}")).config;
+    let ids: Vec<_> = config.wans.values().map(|wan| format!("{}={}", wan.name, wan.id)).collect();
+    assert_eq!(ids, ["dsl=1", "fibre3=3", "line1=2", "line200=4", "lte=5", "wan3=6"]);
+}
+
+#[test]
+fn what_is_left_out_has_a_sane_value() {
+    let text = "[site]\nname = \"x\"\n[policy.all]\nmembers = [\"wan1\"]\n[wan.wan1]\ninterface = \"eth0\"\nweight = 7\n\
+                addresses = [\"192.0.2.2/24\", \"2001:db8::2/64\"]\ngateway = \"192.0.2.1\"\ngateway6 = \"fe80::1\"\n\
+                probe = { targets = [\"icmp 198.51.100.1\"], interval = \"50ms\", latency = { fail = \"80ms\" }, \
+                loss = { fail = \"20%\" } }\n";
+    let config = config::parse("x", text).unwrap_or_else(|problems| panic!("{problems}")).config;
+    let wan = config.wans.values().next().unwrap();
+    let probe = &wan.probe;
+    // IPv6 has no target of its own, so its gateway is one.
+    let targets: Vec<_> = probe.targets.iter().map(ToString::to_string).collect();
+    assert_eq!(targets, ["icmp 198.51.100.1", "gateway (IPv6)"]);
+    assert_eq!((probe.interval, probe.timeout), (Duration::from_millis(50), Duration::from_millis(100)));
+    assert_eq!((probe.fall.get(), probe.rise.get(), probe.quorum.get(), probe.window), (3, 5, 1, 100));
+    assert_eq!((probe.hold, probe.hold_max), (Duration::from_secs(10), Duration::from_mins(10)));
+    assert_eq!(probe.latency.map(|pair| pair.recover), Some(Duration::from_millis(40)));
+    assert_eq!(probe.loss.map(|pair| pair.recover), Some(10));
+    let policy = config.policies.values().next().unwrap();
+    assert_eq!(config.router.default_policy.as_ref(), Some(&policy.name), "the only policy is the default");
+    assert_eq!(policy.members[0].weight.get(), 7, "a member without a weight has its line's");
+    assert_eq!((policy.kick, policy.members[0].tier.0), (Kick::Tcp, 1));
+}
+
+#[test]
+fn targets_are_read_in_every_form() {
+    let text = r#"
+        [site]
+        name = "x"
+        [policy.all]
+        members = ["wan1"]
+        [probe]
+        targets = [
+            "gateway", "icmp 198.51.100.1", "tcp 198.51.100.1:443", "tcp [2001:db8:9::1]:853", "dns 198.51.100.2 example.org",
+            "dns [2001:db8:9::1]:5353 example.org", { http = "https://example.org:8443/up?x=1", at = "198.51.100.3", status = 204 },
+            { http = "http://example.org", at = "198.51.100.3" },
+        ]
+        [wan.wan1]
+        interface = "eth0"
+        addresses = ["192.0.2.2/24"]
+        gateway = "192.0.2.1"
+    "#;
+    let config = config::parse("x", text).unwrap_or_else(|problems| panic!("{problems}")).config;
+    let targets: Vec<_> = config.wans.values().flat_map(|wan| &wan.probe.targets).map(ToString::to_string).collect();
+    // The line has no IPv6, so the site-wide targets of that family are passed over.
+    let wanted = [
+        "gateway (IPv4)",
+        "icmp 198.51.100.1",
+        "tcp 198.51.100.1:443",
+        "dns 198.51.100.2:53 example.org",
+        "https example.org/up?x=1 at 198.51.100.3:8443",
+        "http example.org/ at 198.51.100.3:80",
+    ];
+    assert_eq!(targets, wanted);
+}
+
 /// 200 VLANs and 5,000 rules. A quadratic check takes minutes here, in a debug build on a busy machine.
 #[test]
 fn five_thousand_rules_are_read_in_good_time() {
