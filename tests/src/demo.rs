@@ -13,7 +13,7 @@ use crate::lab::Lab;
 use crate::link::Fault;
 use crate::netns::{Netns, run};
 use crate::site::TARGETS4;
-use crate::traffic::{Answer, Connections, Probe, UdpFlow, distribution, gap, probe};
+use crate::traffic::{self, Answer, Connections, Probe, distribution, gap, probe};
 
 /// The site that is played unless another is asked for.
 pub const SITE: &str = include_str!("../../config/examples/spectrum-site.toml");
@@ -164,7 +164,7 @@ fn table(lab: &Lab, inside: &Netns, to: SocketAddr) -> Result<()> {
 
 fn blackhole(lab: &mut Lab, inside: &Netns, to: SocketAddr) -> Result<()> {
     let client = Connections::start(inside, to, Duration::from_millis(10), Duration::from_millis(250));
-    let flows = (0..8).map(|_| UdpFlow::start(inside, None, to, 100)).collect::<Result<Vec<_>>>()?;
+    let mut open = (0..12).map(|_| traffic::open(inside, to, Duration::from_secs(1))).collect::<Result<Vec<_>>>()?;
     thread::sleep(Duration::from_secs(1));
     let fault = Instant::now();
     lab.fail(2, Fault::Blackhole)?;
@@ -178,16 +178,19 @@ fn blackhole(lab: &mut Lab, inside: &Netns, to: SocketAddr) -> Result<()> {
         )),
         None => say("A client opening a connection every 10 ms still fails after 3 s."),
     }
-    let reports: Vec<_> = flows.into_iter().map(UdpFlow::stop).collect();
-    let (moved, stayed): (Vec<_>, Vec<_>) = reports.iter().partition(|report| !report.lost.is_empty());
-    say(&format!(
-        "Of {} UDP flows that were there, {} lost nothing: they had other lines.",
-        reports.len(),
-        stayed.len()
-    ));
-    if let Some(silence) = moved.iter().map(|report| report.silence).max() {
-        say(&format!("The other {} moved; the longest silence was {} ms.", moved.len(), silence.as_millis()));
+    let wans = &lab.site().wans;
+    let dead = |seen: IpAddr| wans.iter().any(|wan| wan.number == 2 && seen == IpAddr::V4(wan.router4.addr()));
+    let (mut kept, mut lost) = ((0, 0), (0, 0));
+    for (stream, greeting) in &mut open {
+        let of = if dead(greeting.peer) { &mut lost } else { &mut kept };
+        of.1 += 1;
+        of.0 += u32::from(traffic::echoes(stream, Duration::from_millis(300)));
     }
+    say(&format!("Of {} connections open on other lines, {} still work.", kept.1, kept.0));
+    say(&format!(
+        "Of {} on isp2, {} do: routerd has reset the rest, so that their programs connect again.",
+        lost.1, lost.0
+    ));
     println!();
     Ok(())
 }

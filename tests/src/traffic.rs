@@ -2,7 +2,7 @@
 //! the share of each line among many connections. Everything runs in a namespace and stops by itself or on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,6 +133,22 @@ fn connect(
     BufReader::new(&stream).read_line(&mut line)?;
     let greeting = line.parse().map_err(|error: anyhow::Error| std::io::Error::new(ErrorKind::UnexpectedEof, error))?;
     Ok((stream, Some(greeting)))
+}
+
+/// Opens a connection that stays, to a port that greets and echoes.
+pub fn open(from: &Netns, to: SocketAddr, patience: Duration) -> Result<(TcpStream, Greeting)> {
+    let (stream, greeting) = from.enter(|| connect(None, to, patience))??;
+    Ok((stream, greeting.context("this port does not greet")?))
+}
+
+/// Whether what is sent on a connection still comes back in time.
+pub fn echoes(stream: &mut TcpStream, patience: Duration) -> bool {
+    let exchange = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(b"!")?;
+        stream.read_exact(&mut [0])
+    };
+    exchange(stream).is_ok()
 }
 
 fn ping(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Answer> {
