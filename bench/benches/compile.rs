@@ -18,7 +18,8 @@ fn compile_and_plan(c: &mut Criterion) {
         ("customer", include_str!("../../config/examples/spectrum-site.toml").to_owned()),
         ("200-vlans-5000-rules", bench::site(200, 4, 5000)),
     ] {
-        let config = config::parse("site.toml", &text).expect("the bench site is well-formed").config;
+        let Ok(parsed) = config::parse("site.toml", &text) else { panic!("the bench site is well-formed") };
+        let config = parsed.config;
         c.bench_function(&format!("compile+plan/{name}"), |b| {
             b.iter(|| {
                 let want = mwan::compile::compile(black_box(&config), &Decision::default(), &Links::default());

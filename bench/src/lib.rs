@@ -9,17 +9,23 @@ pub fn site(vlans: usize, wans: usize, rules: usize) -> String {
     let mut members = Vec::new();
     for wan in 1..=wans {
         members.push(format!("\"wan{wan}\""));
-        push(&mut text, format_args!(
-            "[wan.wan{wan}]\ninterface = \"w{wan}\"\naddresses = [\"203.0.113.{wan}/24\"]\ngateway = \"203.0.113.254\"\n\
+        push(
+            &mut text,
+            format_args!(
+                "[wan.wan{wan}]\ninterface = \"w{wan}\"\naddresses = [\"203.0.113.{wan}/24\"]\ngateway = \"203.0.113.254\"\n\
              probe = {{ targets = [\"icmp 192.0.2.1\", \"icmp 192.0.2.2\", \"icmp 192.0.2.3\"] }}\n"
-        ));
+            ),
+        );
     }
     push(&mut text, format_args!("[policy.balanced]\nmembers = [{}]\n", members.join(", ")));
     for vlan in 1..=vlans {
-        push(&mut text, format_args!(
-            "[vlan.v{vlan}]\nid = {vlan}\naddresses = [\"10.1.{vlan}.1/24\"]\naccess = [\"p{vlan}\"]\n\
+        push(
+            &mut text,
+            format_args!(
+                "[vlan.v{vlan}]\nid = {vlan}\naddresses = [\"10.1.{vlan}.1/24\"]\naccess = [\"p{vlan}\"]\n\
              internet = \"any\"\ninput = [\"dhcp\", \"dns\", \"ping\"]\n"
-        ));
+            ),
+        );
     }
     for rule in 0..rules {
         let from = rule % vlans + 1;
@@ -29,10 +35,13 @@ pub fn site(vlans: usize, wans: usize, rules: usize) -> String {
         }
         let host = rule % 250 + 2;
         let port = 1024 + rule % 50_000;
-        push(&mut text, format_args!(
-            "[[cell]]\nfrom = \"v{from}\"\nto = \"v{to}\"\nhosts = [\"10.1.{to}.{host}\"]\n\
+        push(
+            &mut text,
+            format_args!(
+                "[[cell]]\nfrom = \"v{from}\"\nto = \"v{to}\"\nhosts = [\"10.1.{to}.{host}\"]\n\
              services = [\"tcp/{port}\", \"udp/{port}\"]\n"
-        ));
+            ),
+        );
     }
     text
 }
