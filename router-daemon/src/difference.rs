@@ -79,7 +79,7 @@ pub fn between(old: Option<&Config>, new: &Config) -> Vec<Change> {
     }
     let gone = old.iter().filter(|(key, _)| !new.contains_key(*key));
     changes.extend(gone.map(|(key, thing)| Change { line: None, ..change(What::Removed, key, thing, outline(thing)) }));
-    changes.sort_by(|a, b| place(&a.kind).cmp(&place(&b.kind)));
+    changes.sort_by_key(|change| place(&change.kind));
     changes
 }
 

@@ -229,9 +229,12 @@ fn matrix(page: &mut Page, status: &Status) {
     );
 }
 
-/// A line counts as `up` for mwan3 if any family of it is, as mwan3 tells interfaces and not families.
+/// Name, help, value.
+type Alias = (&'static str, &'static str, fn(&WanLine) -> bool);
+
+/// A line counts as online for mwan3 if any family of it is, as mwan3 tells interfaces and not families.
 fn mwan3(page: &mut Page, status: &Status) {
-    let aliases: [(&str, &str, fn(&WanLine) -> bool); 4] = [
+    let aliases: [Alias; 4] = [
         ("node_mwan3_interface_enabled", "Alias: the line takes part", |wan| !wan.drained),
         ("node_mwan3_interface_up", "Alias: the line's interface has carrier", |wan| wan.carrier),
         ("node_mwan3_interface_running", "Alias: the line is being watched", |wan| !wan.families.is_empty()),

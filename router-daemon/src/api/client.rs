@@ -38,11 +38,15 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|source| {
             let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::NotFound => ClientError::NotRunning { path },
-                io::ErrorKind::ConnectionRefused => ClientError::NobodyListens { path },
-                io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path },
-                _ => ClientError::Io { path, source },
+            let kind = source.kind();
+            if kind == io::ErrorKind::NotFound {
+                ClientError::NotRunning { path }
+            } else if kind == io::ErrorKind::ConnectionRefused {
+                ClientError::NobodyListens { path }
+            } else if kind == io::ErrorKind::PermissionDenied {
+                ClientError::NotAllowed { path }
+            } else {
+                ClientError::Io { path, source }
             }
         })?;
         Ok(Self { path: path.to_owned(), stream: BufReader::new(stream) })
@@ -51,10 +55,10 @@ impl Client {
     /// One question, one answer.
     pub fn ask(&mut self, call: &Call) -> Result<Value, ClientError> {
         self.send(call)?;
-        self.next()?.ok_or(ClientError::Closed)
+        self.hear()?.ok_or(ClientError::Closed)
     }
 
-    /// After this, [`Client::next`] gives the lines of the stream.
+    /// After this, [`Client::hear`] gives the lines of the stream.
     pub fn send(&mut self, call: &Call) -> Result<(), ClientError> {
         match self.stream.get_mut().write_all(protocol::encode_call(call).as_bytes()) {
             Ok(()) => Ok(()),
@@ -65,7 +69,7 @@ impl Client {
     }
 
     /// `None` when the stream is complete.
-    pub fn next(&mut self) -> Result<Option<Value>, ClientError> {
+    pub fn hear(&mut self) -> Result<Option<Value>, ClientError> {
         let mut line = Vec::new();
         match (&mut self.stream).take(MAX_LINE as u64).read_until(b'\n', &mut line) {
             Ok(0) => Err(ClientError::Closed),

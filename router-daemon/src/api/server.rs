@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mwan::event::Request;
+use mwan::explain::{Question, explain};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
@@ -185,7 +186,15 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
         match call {
             Call::Denied { follow: true } => return follow_denied(peer, core.denied.follow()).await,
             Call::Journal { follow } => journal(peer, core.journal.as_deref(), follow).await?,
-            call => {
+            call @ (Call::Status
+            | Call::Version
+            | Call::Plan { .. }
+            | Call::Apply { .. }
+            | Call::Explain { .. }
+            | Call::Denied { .. }
+            | Call::Drain { .. }
+            | Call::Undrain { .. }
+            | Call::FailTest { .. }) => {
                 let answer = core.answer(call).await.unwrap_or_else(Answer::Error);
                 peer.send(&answer).await?;
             }
@@ -249,8 +258,8 @@ impl Core {
         let gone = || refusal("unavailable", "routerd is stopping".to_owned());
         let (reply, answer) = oneshot::channel();
         let asked = async {
-            self.asks.send(ask(reply)).await.map_err(|_| gone())?;
-            answer.await.map_err(|_| gone())
+            self.asks.send(ask(reply)).await.map_err(|_closed| gone())?;
+            answer.await.map_err(|_closed| gone())
         };
         tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
             Err(refusal("timeout", format!("no answer within {}", humantime::format_duration(limit))))
@@ -259,11 +268,13 @@ impl Core {
 
     async fn explain(&self, source: &str, destination: &str, service: &str) -> Result<Answer, Refusal> {
         let view = self.view().await?;
-        let Some(_config) = view.config else {
+        let Some(config) = view.config else {
             return Err(refusal("not-configured", "no configuration is in force".to_owned()));
         };
-        let asked = format!("{source} {destination} {service}");
-        Err(refusal("unsupported", format!("this routerd cannot explain `{asked}`")))
+        let question = Question::read(&config, source, destination, service, None)
+            .map_err(|unclear| refusal("unclear", unclear.to_string()))?;
+        let explanation = explain(&config, &view.decision, &question);
+        Ok(ok(&json!({"text": explanation.to_string(), "explanation": explanation})))
     }
 }
 
@@ -373,7 +384,7 @@ impl Connection {
     async fn send(&mut self, answer: &Answer) -> io::Result<()> {
         tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(encode_answer(answer).as_bytes()))
             .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
     /// Waits until the peer hangs up (or says anything, which a stream does not expect).
@@ -471,6 +482,17 @@ mod tests {
         let mut client = Peer::of(Role::Operator, core());
         let long = "x".repeat(MAX_LINE + 10);
         assert_eq!(client.ask(&long).await["error"]["code"], "too-large");
+    }
+
+    #[tokio::test]
+    async fn a_packet_is_explained_by_names() {
+        let mut client = Peer::of(Role::Reader, core());
+        let answer =
+            client.ask(r#"{"v":1,"call":"explain","source":"dev1","destination":"worker3","service":"tcp/22"}"#).await;
+        assert!(!answer["ok"]["text"].as_str().unwrap().is_empty(), "{answer}");
+        let unclear =
+            client.ask(r#"{"v":1,"call":"explain","source":"dev9","destination":"worker3","service":"ping"}"#).await;
+        assert_eq!(unclear["error"]["code"], "unclear");
     }
 
     #[tokio::test]

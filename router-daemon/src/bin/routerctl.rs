@@ -277,8 +277,8 @@ fn check(file: &Path, json: bool) -> Result<(), Failure> {
 }
 
 /// Line, text and what is so instead.
-fn broken_asserts(_config: &config::Config) -> Vec<(u32, String, String)> {
-    Vec::new()
+fn broken_asserts(config: &config::Config) -> Vec<(u32, String, String)> {
+    mwan::asserts::broken(config).into_iter().map(|broken| (broken.line.0, broken.text, broken.why)).collect()
 }
 
 fn applied(report: &ApplyReport) -> String {
@@ -322,13 +322,13 @@ fn replay(file: &Path, config: Option<&Path>, json: bool) -> Result<(), Failure>
 }
 
 fn replayed(report: &ReplayReport, other: bool) -> String {
-    let mut text = String::new();
-    for moment in &report.timeline {
-        text.push_str(&format!("{:>16} {}\n", moment.t.to_string(), notice(&moment.notice)));
-    }
-    for target in &report.unknown_targets {
-        text.push_str(&format!("the journal knows nothing of {target}: it was taken as silent\n"));
-    }
+    let told =
+        report.timeline.iter().map(|moment| format!("{:>16} {}\n", moment.t.to_string(), notice(&moment.notice)));
+    let unknown = report
+        .unknown_targets
+        .iter()
+        .map(|target| format!("the journal knows nothing of {target}: it was taken as silent\n"));
+    let text = told.chain(unknown).collect::<String>();
     let verdict = match (&report.first_difference, other) {
         (_, true) => format!("{} decisions under the other config", report.decisions),
         (None, false) => format!("{} decisions, equal to the recorded ones", report.decisions),
@@ -367,7 +367,7 @@ fn notice(notice: &Notice) -> String {
 fn stream(arguments: &Arguments, call: &Call, told: impl Fn(&Value) -> Result<String, Failure>) -> Result<(), Failure> {
     let mut client = Client::connect(&arguments.socket)?;
     client.send(call)?;
-    while let Some(value) = client.next()? {
+    while let Some(value) = client.hear()? {
         if arguments.json { show_line(&value)? } else { say(&told(&value)?)? }
     }
     Ok(())
