@@ -75,7 +75,7 @@ impl LinuxKernel {
         Ok(Self {
             route: Socket::open(NETLINK_ROUTE)?,
             table: ruleset::Table::open(run).await?,
-            burials: Burials::default(),
+            burials: Burials::open()?,
         })
     }
 

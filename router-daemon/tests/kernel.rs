@@ -409,7 +409,9 @@ fn denials_are_counted_per_cell_and_logged_with_their_links() {
         let mut log = PacketLog::open().unwrap();
         client.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            (0..3).for_each(|_| drop(socket.send_to(b"hello", "198.51.100.1:666").unwrap()));
+            for _ in 0..3 {
+                socket.send_to(b"hello", "198.51.100.1:666").unwrap();
+            }
         });
         let logged = tokio::time::timeout(Duration::from_secs(2), log.next()).await.unwrap().unwrap();
         assert_eq!(logged.prefix, "qw forward");
@@ -493,8 +495,8 @@ fn a_watch_that_missed_something_looks_at_everything_again() {
         let mut watch = Watch::open().unwrap();
         quiet(&mut watch).await;
         let flood = run.join("flood");
-        let rules: String = (0..4000).map(|n| format!("rule add fwmark {} lookup 7 priority 99\n", n + 1)).collect();
-        std::fs::write(&flood, rules).unwrap();
+        let rules: Vec<_> = (1..4000).map(|mark| format!("rule add fwmark {mark} lookup 7 priority 99")).collect();
+        std::fs::write(&flood, rules.join("\n")).unwrap();
         ip("neigh add 100.64.1.1 lladdr 02:00:00:00:00:01 dev wan1 nud permanent");
         quiet(&mut watch).await;
         ip(&format!("-batch {}", flood.display()));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use config::model::Kick;
@@ -13,22 +14,32 @@ use super::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
 use super::{aside, conntrack, kick, routing};
 
 /// The later sweeps, owned: they end with this value, and a class that is revived is not swept again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Burials {
+    /// Kept open: closing a netfilter socket right after an nft transaction waits until the kernel has freed what
+    /// that replaced, 5 to 20 ms.
+    netfilter: Arc<Mutex<Socket>>,
     sweeps: JoinSet<()>,
     running: BTreeMap<FlowClass, AbortHandle>,
 }
 
 impl Burials {
+    pub(crate) fn open() -> io::Result<Self> {
+        let netfilter = Arc::new(Mutex::new(Socket::open(NETLINK_NETFILTER)?));
+        Ok(Self { netfilter, sweeps: JoinSet::new(), running: BTreeMap::new() })
+    }
+
     /// Returns when the flows of this moment are gone and their inside ends told.
     pub(crate) async fn begin(&mut self, class: FlowClass, kick: Kick) -> io::Result<()> {
         self.stop(class);
-        let (ended, told) = aside(move || sweep(class, kick)).await?;
+        let netfilter = self.netfilter.clone();
+        let sweep = move || sweep(&mut netfilter.lock().unwrap_or_else(PoisonError::into_inner), class, kick);
+        let (ended, told) = aside(sweep.clone()).await?;
         tracing::debug!(%class, ended, told, "flows ended");
         let later = self.sweeps.spawn(async move {
             for pause in LATER {
                 tokio::time::sleep(pause).await;
-                match aside(move || sweep(class, kick)).await {
+                match aside(sweep.clone()).await {
                     Ok((0, _)) => {}
                     Ok((ended, told)) => tracing::debug!(%class, ended, told, "flows born meanwhile ended"),
                     Err(error) => tracing::warn!(%class, %error, "flows of a dead class may live on"),
@@ -57,13 +68,12 @@ impl Burials {
 }
 
 /// How many flows were found and how many inside ends were told.
-fn sweep(class: FlowClass, kick: Kick) -> io::Result<(usize, usize)> {
-    let mut netfilter = Socket::open(NETLINK_NETFILTER)?;
+fn sweep(netfilter: &mut Socket, class: FlowClass, kick: Kick) -> io::Result<(usize, usize)> {
     if kick == Kick::Silent {
-        return conntrack::end(&mut netfilter, class).map(|()| (0, 0));
+        return conntrack::end(netfilter, class).map(|()| (0, 0));
     }
-    let flows = conntrack::flows(&mut netfilter, class, KICKED)?;
-    conntrack::end(&mut netfilter, class)?;
+    let flows = conntrack::flows(netfilter, class, KICKED)?;
+    conntrack::end(netfilter, class)?;
     if flows.is_empty() {
         return Ok((0, 0));
     }

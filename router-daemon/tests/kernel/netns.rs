@@ -50,7 +50,9 @@ impl Room {
         let (work, inbox) = mpsc::channel::<Work>();
         thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            inbox.into_iter().for_each(|work| work());
+            for work in inbox {
+                work();
+            }
         });
         let mut room = Self { work, thread: String::new() };
         room.thread = room.run(|| {
