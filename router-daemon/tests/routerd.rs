@@ -1,6 +1,8 @@
 //! The real `routerd` in a network namespace, beside another that plays both ISPs. Names carry our pid; everything
 //! made here goes with the test.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail it")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -4,16 +4,20 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
+use config::Config;
 use mwan::state::RulesetState;
 use mwan::{KernelState, Step};
+use router_daemon::api::server::{self, Access, Core};
+use router_daemon::counters::CounterSource;
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
-use router_daemon::kernel::{Kernel, LinuxKernel, denied_flows};
+use router_daemon::kernel::{self, Kernel, LinuxKernel, denied_flows};
 use router_daemon::reconcile::Reconciler;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -172,7 +176,19 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
     tasks.spawn(reconciler.run());
 
     let (asks_tx, asks) = mpsc::channel(32);
-    let journal = JournalFile::begin(&arguments.state.join("journal"));
+    let journals = arguments.state.join("journal");
+    let journal = JournalFile::begin(&journals).inspect_err(|error| warn!(%error, "no journal is kept")).ok();
+    let core = Core {
+        asks: asks_tx,
+        counters: CounterSource::new(kernel::counters),
+        denied,
+        journal: journal.is_some().then(|| journals.join("journal.jsonl")),
+    };
+    let access = Access::of_system();
+    let socket = arguments.run.join("api.sock");
+    let listener = server::bind(&socket, &access).with_context(|| format!("cannot open {}", socket.display()))?;
+    tasks.spawn(server::serve(listener, core.clone(), access));
+    tasks.spawn(metrics(config_in_force, core));
     let parts = Parts {
         changes,
         asks,
@@ -180,13 +196,30 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
         flows: Flows::new(denied_flows),
         config,
         site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
-        journal: journal.inspect_err(|error| warn!(%error, "no journal is kept")).ok(),
+        journal,
         tasks,
     };
-    // The API's end.
-    let _asks = (asks_tx, denied, config_in_force);
     event_loop::run(parts).await?;
     Ok(())
+}
+
+/// Serves metrics where the config in force says, until the config's sender is gone.
+async fn metrics(mut config: watch::Receiver<Option<Arc<Config>>>, core: Core) {
+    let (address, wanted) = watch::channel(None);
+    let follow = async move {
+        loop {
+            let now = config.borrow_and_update().as_ref().and_then(|config| config.router.metrics);
+            address.send_if_modified(|before| std::mem::replace(before, now) != now);
+            if config.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let status = move || {
+        let core = core.clone();
+        async move { core.status().await.ok() }
+    };
+    tokio::join!(follow, router_daemon::metrics::serve(wanted, status));
 }
 
 const FAILED: u8 = 1;
