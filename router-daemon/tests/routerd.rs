@@ -1,7 +1,7 @@
 //! The real `routerd` in a network namespace, beside another that plays both ISPs. Names carry our pid; everything
 //! made here goes with the test.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of a test fail it")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "the helpers of a test fail it, or say why they skip")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
