@@ -476,6 +476,23 @@ impl Lab {
 pub struct Temporary(Lab);
 
 impl Temporary {
+    /// A lab with routerd in it whose lines are all good; `None`, with the reason on standard output, where labs
+    /// cannot be or the programs are not built.
+    #[expect(clippy::print_stdout, reason = "a test says why it skips")]
+    pub fn routed(site: &str, wans: u8, same_gateway: bool) -> Result<Option<Self>> {
+        if let Err(reason) = crate::can_run().and_then(|()| binary("routerd").and(binary("routerctl")).map(drop)) {
+            if std::env::var_os("QUADWAY_MUST_RUN").is_some() {
+                bail!("this test must run, and cannot: {reason:#}");
+            }
+            println!("SKIP: {reason:#}");
+            return Ok(None);
+        }
+        let mut lab = Self::up(site, wans, same_gateway)?;
+        lab.start_router()?;
+        crate::demo::wait_until_good(&lab, Duration::from_secs(30))?;
+        Ok(Some(lab))
+    }
+
     pub fn up(site: &str, wans: u8, same_gateway: bool) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

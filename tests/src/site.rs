@@ -137,7 +137,7 @@ fn lines(file: &mut DocumentMut, count: u8, same_gateway: bool) -> Result<Vec<Wa
         let wan = Wan::numbered(number, name.clone(), same_gateway)?;
         let table = tables.entry(name).or_insert_with(|| Item::Table(Table::new()));
         let table = table.as_table_like_mut().with_context(|| format!("[wan.{name}] is no table"))?;
-        let kept = ["id", "weight", "mtu", "input", "comment"];
+        let kept = ["id", "weight", "mtu", "nat6", "input", "comment"];
         let other: Vec<_> = table.iter().map(|(key, _)| key.to_owned()).filter(|k| !kept.contains(&&**k)).collect();
         for key in other {
             table.remove(&key);

@@ -9,8 +9,8 @@ use config::Config;
 use config::model::Allow;
 use config::units::VlanName;
 use mwan::matrix::{self, Packet, Protocol};
-use tests::demo::{site, wait_until_good, way_out};
-use tests::lab::{Lab, Temporary, binary};
+use tests::demo::{site, way_out};
+use tests::lab::{Lab, Temporary};
 use tests::netns::run;
 use tests::root::Root;
 use tests::site::{TARGETS4, TARGETS6};
@@ -23,20 +23,20 @@ const WEIGHTED: &str = include_str!("../../config/examples/minimal.toml");
 #[test]
 fn connections_spread_over_four_lines_by_weight() {
     // wan1 weighs 3; the three others 1.
-    let Some(lab) = lab(WEIGHTED, 4, false) else { return };
+    let Some(lab) = Temporary::routed(WEIGHTED, 4, false).unwrap() else { return };
     shares(&lab, &[3, 1, 1, 1], TARGETS4[0].into());
     shares(&lab, &[3, 1, 1, 1], TARGETS6[0].into());
 }
 
 #[test]
 fn connections_spread_over_four_lines_with_the_same_gateway() {
-    let Some(lab) = lab(SITE, 4, true) else { return };
+    let Some(lab) = Temporary::routed(SITE, 4, true).unwrap() else { return };
     shares(&lab, &[1, 1, 1, 1], TARGETS4[0].into());
 }
 
 #[test]
 fn six_lines_share_as_four_do() {
-    let Some(lab) = lab(SITE, 6, false) else { return };
+    let Some(lab) = Temporary::routed(SITE, 6, false).unwrap() else { return };
     shares(&lab, &[1, 1, 1, 1, 1, 1], TARGETS4[0].into());
 }
 
@@ -45,7 +45,7 @@ fn six_lines_share_as_four_do() {
 /// is named by `routerctl denied`.
 #[test]
 fn real_packets_agree_with_the_matrix_cell_by_cell() {
-    let Some(lab) = lab(SITE, 4, false) else { return };
+    let Some(lab) = Temporary::routed(SITE, 4, false).unwrap() else { return };
     let config = site(&lab).unwrap();
     let vlans = &lab.site().vlans;
     // Neighbours are found before anything is counted.
@@ -172,16 +172,4 @@ fn shares(lab: &Lab, weights: &[u8], target: IpAddr) {
         assert!((share - wanted).abs() <= 0.05, "{}: {share} instead of {wanted}; {seen:?}", wan.name);
     }
     assert_eq!(seen.values().sum::<usize>(), 2000);
-}
-
-/// A lab whose lines are good; `None` where labs cannot be.
-fn lab(site: &str, wans: u8, same_gateway: bool) -> Option<Temporary> {
-    if let Err(reason) = tests::can_run().and_then(|()| binary("routerd").and(binary("routerctl")).map(drop)) {
-        println!("SKIP: {reason:#}");
-        return None;
-    }
-    let mut lab = Temporary::up(site, wans, same_gateway).unwrap();
-    lab.start_router().unwrap();
-    wait_until_good(&lab, Duration::from_secs(30)).unwrap();
-    Some(lab)
 }
