@@ -7,11 +7,12 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test packages root clean-lab
+.PHONY: help lab test bench packages root clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
+	@echo 'make bench       the numbers of bench/README.md: the core, failover in the lab, an idle daemon'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
 	@echo 'make clean-lab   take the lab down, remove that root'
 
@@ -29,6 +30,12 @@ test: root
 	cargo doc --workspace --no-deps --document-private-items
 	cargo build --workspace
 	cargo test --workspace
+
+bench: root
+	cargo build --workspace --release
+	cargo bench -p bench --bench compile
+	target/release/failover
+	target/release/idle
 
 # What Debian lacks is installed, and said.
 packages:

@@ -1,4 +1,4 @@
-//! Synthetic sites of a chosen size, for the benches.
+//! Synthetic sites of a chosen size, for the benches, and what a measurement says about where it was made.
 
 use std::fmt::Write as _;
 
@@ -44,6 +44,15 @@ pub fn site(vlans: usize, wans: usize, rules: usize) -> String {
         );
     }
     text
+}
+
+/// The machine, as far as it matters for a number: its cores, its kernel, and how busy it is with other things.
+pub fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split_ascii_whitespace().next().unwrap_or("unknown");
+    format!("{cores} cores, Linux {}, load {load} before the measurement", kernel.trim())
 }
 
 fn push(text: &mut String, part: std::fmt::Arguments<'_>) {

@@ -304,7 +304,7 @@ impl Lab {
     fn build_isp(&self, wan: &Wan) -> Result<()> {
         let n = wan.number;
         self.isp(n).ip(&format!(
-            "link add cust type veth peer name wan{n} netns {router}\n\
+            "link add cust index {index} type veth peer name wan{n} netns {router}\n\
              link add net0 type veth peer name isp{n} netns {internet}\n\
              link set cust up\n\
              link set net0 up\n\
@@ -313,6 +313,7 @@ impl Lab {
              addr add fd00:100:{n}::2/64 dev net0 nodad\n\
              route add default via 100.127.{n}.1\n\
              route add default via fd00:100:{n}::1\n",
+            index = OTHER_INDEX + u32::from(n),
             router = self.router().name(),
             internet = self.internet().name(),
             addresses = customer_side(wan),
@@ -659,6 +660,10 @@ pub fn tail(log: &Path) -> String {
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
+
+/// A veth whose two ends have the same index, which namespaces allow, looks to the kernel like a device without a
+/// peer: it then may tell the loss of its carrier up to a second late.
+const OTHER_INDEX: u32 = 1000;
 
 /// What the lab's own programs print once they listen.
 pub const READY: &str = "ready";

@@ -4,6 +4,7 @@
 //! [`world`] answers in it, [`traffic`] measures through it.
 
 pub mod demo;
+pub mod failover;
 pub mod lab;
 pub mod link;
 pub mod netns;

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::netns::Netns;
-use crate::world::Greeting;
+use crate::world::{Greeting, WHO};
 
 /// A packet to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -285,11 +286,117 @@ pub fn gap(attempts: &[Attempt], fault: Instant) -> Option<Duration> {
     }
 }
 
+/// UDP flows of which one is born every so often. Each repeats its question on the same socket until it is
+/// answered.
+#[derive(Debug)]
+pub struct Births {
+    stop: Arc<AtomicBool>,
+    client: JoinHandle<Result<Vec<Birth>>>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct Birth {
+    pub at: Instant,
+    /// How often it had to ask.
+    pub asked: u32,
+    /// When it was answered first, and by which address it was seen.
+    pub answered: Option<(Instant, IpAddr)>,
+}
+
+impl Births {
+    pub fn start(from: &Netns, to: SocketAddr, every: Duration) -> Self {
+        let from = Netns::named(from.name());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let client = thread::spawn(move || from.enter(|| give_birth(to, every, &stopped))?);
+        Self { stop, client }
+    }
+
+    /// Those that are not answered a second later stay without an answer.
+    pub fn stop(self) -> Result<Vec<Birth>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn give_birth(to: SocketAddr, every: Duration, stopped: &AtomicBool) -> Result<Vec<Birth>> {
+    let mut births: Vec<Birth> = Vec::new();
+    let mut open: Vec<(usize, UdpSocket)> = Vec::new();
+    let mut next = Instant::now();
+    let mut end = None;
+    loop {
+        let now = Instant::now();
+        if end.is_none() && stopped.load(Ordering::Relaxed) {
+            end = Some(now + Duration::from_secs(1));
+        }
+        if end.is_some_and(|end| now > end || open.is_empty()) {
+            return Ok(births);
+        }
+        if now >= next {
+            if end.is_none() {
+                let socket = UdpSocket::bind(SocketAddr::new(unspecified(to.ip()), 0))?;
+                socket.connect(to)?;
+                socket.set_nonblocking(true)?;
+                open.push((births.len(), socket));
+                births.push(Birth { at: now, asked: 0, answered: None });
+            }
+            for (index, socket) in &open {
+                send(socket, WHO);
+                births[*index].asked += 1;
+            }
+            next += every;
+        }
+        open.retain(|(index, socket)| {
+            births[*index].answered = greeting(socket).map(|greeting| (Instant::now(), greeting.peer));
+            births[*index].answered.is_none()
+        });
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A UDP socket in a namespace, connected to an echo server.
+pub fn datagrams(from: &Netns, source: Option<IpAddr>, to: SocketAddr) -> Result<UdpSocket> {
+    let socket = from.enter(|| {
+        let socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(unspecified(to.ip())), 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        std::io::Result::Ok(socket)
+    })??;
+    setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+    Ok(socket)
+}
+
+/// By which address the other side sees the flow of this socket: by which line it goes.
+pub fn seen_as(socket: &UdpSocket, patience: Duration) -> Result<IpAddr> {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        send(socket, WHO);
+        if let Some(greeting) = greeting(socket) {
+            return Ok(greeting.peer);
+        }
+    }
+    bail!("nobody answers {:?} after {patience:?}", socket.local_addr())
+}
+
+fn greeting(socket: &UdpSocket) -> Option<Greeting> {
+    let mut answer = [0; 256];
+    let length = socket.recv(&mut answer).ok()?;
+    std::str::from_utf8(&answer[..length]).ok()?.parse().ok()
+}
+
+fn send(socket: &UdpSocket, datagram: &[u8]) {
+    // An ICMP error of an earlier datagram is reported by this call, which then sends nothing.
+    if socket.send(datagram).is_err() {
+        drop(socket.send(datagram));
+    }
+}
+
 /// A flow of numbered datagrams to a UDP echo server.
 #[derive(Debug)]
 pub struct UdpFlow {
     stop: Arc<AtomicBool>,
-    sender: JoinHandle<u32>,
+    sender: JoinHandle<Vec<Instant>>,
     receiver: JoinHandle<Vec<(u32, Instant)>>,
     source: SocketAddr,
 }
@@ -303,36 +410,37 @@ pub struct FlowReport {
     pub duplicates: usize,
     /// The longest time between two answers.
     pub silence: Duration,
+    /// From the sending of the first that was lost to the sending of the first after the last that was lost.
+    pub hole: Option<(Instant, Instant)>,
 }
 
 impl UdpFlow {
     /// Sends `rate` datagrams per second until stopped.
     pub fn start(from: &Netns, source: Option<IpAddr>, to: SocketAddr, rate: u32) -> Result<Self> {
-        let socket = from.enter(|| {
-            let socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(unspecified(to.ip())), 0))?;
-            socket.connect(to)?;
-            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-            std::io::Result::Ok(socket)
-        })??;
+        Self::on(&datagrams(from, source, to)?, rate)
+    }
+
+    /// The same on a socket that is there.
+    pub fn on(socket: &UdpSocket, rate: u32) -> Result<Self> {
         let source = socket.local_addr()?;
         let stop = Arc::new(AtomicBool::new(false));
         let (out, stopped) = (socket.try_clone()?, Arc::clone(&stop));
         let sender = thread::spawn(move || {
             let every = Duration::from_secs(1) / rate;
             let mut at = Instant::now();
-            let mut number = 0u32;
-            while !stopped.load(Ordering::Relaxed) {
-                // An ICMP error of an earlier datagram is reported by this call, which then sends nothing.
-                if out.send(&number.to_be_bytes()).is_err() {
-                    drop(out.send(&number.to_be_bytes()));
+            let mut sent = Vec::new();
+            for number in 0..u32::MAX {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
                 }
-                number += 1;
+                sent.push(Instant::now());
+                send(&out, &number.to_be_bytes());
                 at += every;
                 thread::sleep(at.saturating_duration_since(Instant::now()));
             }
-            number
+            sent
         });
-        let stopped = Arc::clone(&stop);
+        let (socket, stopped) = (socket.try_clone()?, Arc::clone(&stop));
         let receiver = thread::spawn(move || {
             let mut got = Vec::new();
             let mut end = None;
@@ -360,10 +468,21 @@ impl UdpFlow {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let got = self.receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let mut lost: BTreeSet<u32> = (0..sent).collect();
+        FlowReport::new(&sent, &got)
+    }
+}
+
+impl FlowReport {
+    fn new(sent: &[Instant], got: &[(u32, Instant)]) -> Self {
+        let mut lost: BTreeSet<u32> = (0..).take(sent.len()).collect();
         let duplicates = got.iter().filter(|(number, _)| !lost.remove(number)).count();
         let silence = got.windows(2).map(|pair| pair[1].1 - pair[0].1).max().unwrap_or_default();
-        FlowReport { sent, lost, duplicates, silence }
+        let time = |number: u32| usize::try_from(number).ok().and_then(|number| sent.get(number).copied());
+        let hole = lost.first().zip(lost.last()).and_then(|(first, last)| {
+            // A flow that is lost to its end has no better end than its last datagram.
+            Some((time(*first)?, time(last + 1).or(time(*last))?))
+        });
+        Self { sent: u32::try_from(sent.len()).unwrap_or(u32::MAX), lost, duplicates, silence, hole }
     }
 }
 
@@ -379,9 +498,22 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a slow machine may leave unread for a second.
+const BUFFER: usize = 4 << 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hole_reaches_from_the_first_lost_to_the_first_good_one() {
+        let start = Instant::now();
+        let sent: Vec<_> = (0..10).map(|ms| start + Duration::from_millis(ms)).collect();
+        let report = |got: &[u32]| FlowReport::new(&sent, &got.iter().map(|n| (*n, start)).collect::<Vec<_>>());
+        assert_eq!(report(&[0, 1, 2, 5, 8, 9]).hole, Some((sent[3], sent[8])));
+        assert_eq!(report(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).hole, None);
+        assert_eq!(report(&[0]).hole, Some((sent[1], sent[9])));
+    }
 
     #[test]
     fn a_gap_ends_with_the_first_connection_after_the_last_failure() {

@@ -1,8 +1,8 @@
 //! Who answers in the lab: the Internet behind the ISPs, and the hosts in the VLANs.
 //!
 //! One process per namespace, both families. Every TCP and UDP port answers, because a rule of the namespace
-//! redirects what has no server of its own to port 7, where TCP is greeted and echoed and UDP is echoed. The
-//! greeting and the HTTP answer tell the peer's address as it is seen here, hence the line it came by.
+//! redirects what has no server of its own to port 7, where TCP is greeted and echoed and UDP is echoed, or greeted
+//! when it asks. The greeting and the HTTP answer tell the peer's address as it is seen here, hence the line it came by.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -23,6 +23,9 @@ pub const ECHO: u16 = 7;
 /// The ports with an HTTP server.
 pub const HTTP: [u16; 2] = [80, 8080];
 pub const DNS: u16 = 53;
+
+/// The datagram that the echo server answers with a greeting.
+pub const WHO: &[u8] = b"who sees me?";
 
 /// The answer to every name: an address of the Internet.
 pub const NAMED4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 80);
@@ -64,8 +67,12 @@ impl FromStr for Greeting {
 /// Answers in the current namespace under `name` for ever; calls `ready` once everything listens.
 pub fn serve(name: &str, ready: impl FnOnce()) -> Result<()> {
     for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-        spawn_udp(SocketAddr::new(any, ECHO), |request| Some(request.to_vec()))?;
-        spawn_udp(SocketAddr::new(any, DNS), answer)?;
+        let server = name.to_owned();
+        spawn_udp(SocketAddr::new(any, ECHO), move |request, peer| {
+            let greeting = || Greeting { server: server.clone(), peer }.to_string().into_bytes();
+            Some(if request == WHO { greeting() } else { request.to_vec() })
+        })?;
+        spawn_udp(SocketAddr::new(any, DNS), |request, _| answer(request))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -149,7 +156,7 @@ async fn converse(mut stream: TcpStream, service: Service, greeting: &Greeting) 
     Ok(())
 }
 
-fn spawn_udp(address: SocketAddr, reply: fn(&[u8]) -> Option<Vec<u8>>) -> Result<()> {
+fn spawn_udp(address: SocketAddr, reply: impl Fn(&[u8], IpAddr) -> Option<Vec<u8>> + Send + 'static) -> Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -157,13 +164,13 @@ fn spawn_udp(address: SocketAddr, reply: fn(&[u8]) -> Option<Vec<u8>>) -> Result
     } else {
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
     }
-    socket.set_recv_buffer_size(4 << 20)?;
+    setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20))?;
     socket.bind(&address.into()).with_context(|| format!("cannot listen on UDP {address}"))?;
     let socket = UdpSocket::from(socket);
     thread::spawn(move || {
         loop {
             // ICMP errors of earlier answers are reported here; the next request is not to blame.
-            drop(udp_once(&socket, reply));
+            drop(udp_once(&socket, &reply));
         }
     });
     Ok(())
@@ -171,7 +178,7 @@ fn spawn_udp(address: SocketAddr, reply: fn(&[u8]) -> Option<Vec<u8>>) -> Result
 
 /// Answers one datagram from the address it was sent to: a wildcard socket alone would answer from the address of
 /// the outgoing link.
-fn udp_once(socket: &UdpSocket, reply: fn(&[u8]) -> Option<Vec<u8>>) -> Result<()> {
+fn udp_once(socket: &UdpSocket, reply: impl Fn(&[u8], IpAddr) -> Option<Vec<u8>>) -> Result<()> {
     let mut buffer = vec![0; 1 << 16];
     let mut control = nix::cmsg_space!(nix::libc::in6_pktinfo);
     let (length, peer, own) = {
@@ -180,7 +187,12 @@ fn udp_once(socket: &UdpSocket, reply: fn(&[u8]) -> Option<Vec<u8>>) -> Result<(
         let own = got.cmsgs()?.next();
         (got.bytes, got.address.context("a datagram without a sender")?, own)
     };
-    let Some(answer) = reply(&buffer[..length]) else { return Ok(()) };
+    let seen = peer
+        .as_sockaddr_in()
+        .map(|peer| IpAddr::V4(peer.ip()))
+        .or(peer.as_sockaddr_in6().map(|peer| IpAddr::V6(peer.ip())))
+        .context("a sender that is neither IPv4 nor IPv6")?;
+    let Some(answer) = reply(&buffer[..length], seen) else { return Ok(()) };
     let slices = [IoSlice::new(&answer)];
     match own {
         Some(ControlMessageOwned::Ipv4PacketInfo(mut info)) => {

@@ -1,0 +1,73 @@
+//! Measures what routerd costs while nothing happens: 4 lines, every target probed 10 times a second, no traffic.
+//! Also how long `routerctl check` takes for a whole site. Needs root.
+#![expect(clippy::print_stdout, reason = "a program for a terminal")]
+
+use std::net::Ipv6Addr;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tests::demo::wait_until_good;
+use tests::failover::PATIENCE;
+use tests::lab::{Lab, Temporary, binary};
+use tests::netns::run;
+use tests::site::TARGETS6;
+
+fn main() -> Result<()> {
+    println!("{}", bench::machine());
+    let site = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/examples/spectrum-site.toml");
+    let mut checks = Vec::new();
+    for _ in 0..20 {
+        let start = Instant::now();
+        run(Command::new(binary("routerctl")?).arg("check").arg(&site))?;
+        checks.push(start.elapsed());
+    }
+    checks.sort();
+    println!("routerctl check of a whole site: median {:?}, worst {:?}", checks[10], checks[19]);
+
+    for (targets, ipv6) in [("3 targets", false), ("3 targets in each family", true)] {
+        let mut lab = Temporary::up(&std::fs::read_to_string(&site)?, LINES, false)?;
+        if !ipv6 {
+            // What has no target of its own is judged by its gateway, about which the kernel tells.
+            let target = |text: String, target: &Ipv6Addr| text.replace(&format!(", \"icmp {target}\""), "");
+            std::fs::write(lab.site_file(), TARGETS6.iter().fold(lab.site().text.clone(), target))?;
+        }
+        lab.start_router()?;
+        wait_until_good(&lab, PATIENCE)?;
+        thread::sleep(SETTLE);
+        let (cpu, memory) = cost(&lab)?;
+        println!("routerd idle, {LINES} lines × {targets} at 10 Hz: {cpu:.2} % of a core, {memory:.1} MB resident");
+    }
+    Ok(())
+}
+
+/// Percent of a core over [`SPAN`], and resident megabytes.
+fn cost(lab: &Lab) -> Result<(f64, f64)> {
+    let leader = lab.processes().find(|(what, _)| *what == "routerd").context("no routerd")?.1;
+    let before = cpu_time(leader)?;
+    let start = Instant::now();
+    thread::sleep(SPAN);
+    let used = cpu_time(leader)?.saturating_sub(before);
+    let status = std::fs::read_to_string(format!("/proc/{leader}/status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kilobytes: f64 = resident.trim().trim_end_matches(" kB").parse()?;
+    Ok((used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0, kilobytes / 1000.0))
+}
+
+/// User and system time of a process.
+fn cpu_time(pid: i32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything; fields 14 and 15 are 11 and 12 behind it.
+    let fields = stat.rsplit_once(')').context("a stat without a name")?.1.split_ascii_whitespace();
+    let ticks = fields.skip(11).take(2).map(str::parse::<u32>).sum::<Result<u32, _>>()?;
+    Ok(Duration::from_secs(1) * ticks / TICKS_PER_SECOND)
+}
+
+const LINES: u8 = 4;
+const SPAN: Duration = Duration::from_secs(30);
+/// What follows a start is no idleness.
+const SETTLE: Duration = Duration::from_secs(5);
+/// `USER_HZ`, which is 100 on every architecture this runs on.
+const TICKS_PER_SECOND: u32 = 100;

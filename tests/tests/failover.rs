@@ -1,0 +1,154 @@
+//! What traffic notices of a failover, of applies, and of a daemon that ends. The bounds are generous, because
+//! other tests share the machine; `bench` measures the same and tells the numbers.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code; clippy knows only the test functions")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tests::failover::{self, PATIENCE, RATE, TO, Trial, client, one_for_each_line, trial};
+use tests::lab::{Lab, Temporary, binary};
+use tests::link::Fault;
+use tests::netns::run;
+use tests::root::Root;
+use tests::traffic::{UdpFlow, seen_as};
+
+#[test]
+fn a_cable_that_is_pulled_costs_its_own_flows_a_moment_and_others_nothing() {
+    check(4, false, Fault::Carrier, &[1, 2, 3], Duration::from_millis(500));
+}
+
+#[test]
+fn a_blackhole_costs_its_own_flows_the_time_of_the_probes_and_others_nothing() {
+    check(4, false, Fault::Blackhole, &[4, 3, 2], Duration::from_secs(5));
+}
+
+#[test]
+fn lines_with_one_subnet_and_one_gateway_fail_over_the_same_way() {
+    check(4, true, Fault::Carrier, &[2], Duration::from_millis(500));
+    check(4, true, Fault::Blackhole, &[3], Duration::from_secs(5));
+}
+
+#[test]
+fn a_line_of_six_fails_over_the_same_way() {
+    check(6, false, Fault::Carrier, &[6], Duration::from_millis(500));
+    check(6, false, Fault::Blackhole, &[5], Duration::from_secs(5));
+}
+
+/// Acceptance 4 of the router's issue.
+#[test]
+fn a_hundred_applies_lose_no_datagram() {
+    let Some(lab) = lab(4, false) else { return };
+    let before = lab.site_file();
+    let text = std::fs::read_to_string(&before).unwrap();
+    let after = before.with_file_name("other.toml");
+    let cell = "\n[[cell]]\nfrom = \"office\"\nto = \"guests\"\nservices = [\"tcp/9100\"]\n";
+    std::fs::write(&after, text + cell).unwrap();
+
+    let (mut digests, start) = (Vec::new(), Instant::now());
+    undisturbed(&lab, || {
+        for file in [&after, &before].into_iter().cycle().take(100) {
+            run(lab.routerctl().unwrap().arg("apply").arg(file)).unwrap();
+            let load = generation(&lab);
+            assert_ne!(digests.last(), Some(&load), "an apply of another file loads another table");
+            digests.push(load);
+        }
+    });
+    println!("100 applies in {:.1} s", start.elapsed().as_secs_f64());
+}
+
+#[test]
+fn a_killed_daemon_loses_no_datagram_and_its_successor_adopts_what_it_finds() {
+    let Some(mut lab) = lab(4, false) else { return };
+    let before = handles(&lab);
+    let inside = client(&lab).unwrap();
+    let sockets = one_for_each_line(&lab, &inside).unwrap();
+    let seen: Vec<_> = sockets.iter().map(|socket| seen_as(socket, PATIENCE).unwrap()).collect();
+    let flows: Vec<_> = sockets.iter().map(|socket| UdpFlow::on(socket, RATE).unwrap()).collect();
+    thread::sleep(Duration::from_millis(300));
+    lab.stop_router(Signal::SIGKILL).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    lab.start_router().unwrap();
+    tests::demo::wait_until_good(&lab, PATIENCE).unwrap();
+    // The look at the whole kernel that follows a start is over by then.
+    thread::sleep(Duration::from_secs(1));
+    for flow in flows {
+        let report = flow.stop();
+        assert!(report.lost.is_empty(), "{report:?}");
+    }
+    for (socket, seen) in sockets.iter().zip(seen) {
+        assert_eq!(seen_as(socket, PATIENCE).unwrap(), seen, "a flow changed its line");
+    }
+    assert_eq!(handles(&lab), before, "the table was loaded again although nothing had changed");
+}
+
+/// Breaks the lines one after the other; the median may be as long as `bound`.
+fn check(wans: u8, same_gateway: bool, fault: Fault, numbers: &[u8], bound: Duration) {
+    if !can_run() {
+        return;
+    }
+    let mut lab = failover::lab(wans, same_gateway).unwrap();
+    let watch = match fault {
+        Fault::Carrier => Duration::from_secs(1),
+        Fault::Blackhole | Fault::Loss(_) | Fault::Delay { .. } | Fault::Dns | Fault::Http => Duration::from_secs(2),
+    };
+    let trials: Vec<_> = numbers.iter().map(|number| trial(&mut lab, *number, fault, watch).unwrap()).collect();
+    for trial in &trials {
+        println!("{fault} with {wans} lines: {trial:?}");
+        // What a flow loses that never sees the router is not the router's loss, nor is as much of the others'.
+        assert!(trial.others_lost <= trial.control_lost, "flows of other lines: {trial:?}");
+        assert!(trial.connections.is_some() && trial.born.is_some(), "not everything works again: {trial:?}");
+    }
+    let median = |of: fn(&Trial) -> Option<Duration>| {
+        let mut times: Vec<_> = trials.iter().filter_map(of).collect();
+        times.sort();
+        times[times.len() / 2]
+    };
+    for of in [|trial: &Trial| trial.connections, |trial: &Trial| Some(trial.flow), |trial: &Trial| trial.born] {
+        assert!(median(of) < bound, "{trials:?}");
+    }
+}
+
+/// A 1 kHz flow on every line loses nothing and keeps its line while `work` is done.
+fn undisturbed(lab: &Lab, work: impl FnOnce()) {
+    let inside = client(lab).unwrap();
+    let sockets = one_for_each_line(lab, &inside).unwrap();
+    let flows: Vec<_> = sockets.iter().map(|socket| UdpFlow::on(socket, RATE).unwrap()).collect();
+    let control = UdpFlow::start(&lab.isp(1), None, TO, RATE).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    work();
+    let reports: Vec<_> = flows.into_iter().map(UdpFlow::stop).collect();
+    let lost: usize = reports.iter().map(|report| report.lost.len()).sum();
+    let sent: u32 = reports.iter().map(|report| report.sent).sum();
+    let control = control.stop().lost.len();
+    println!("{lost} of {sent} datagrams lost, {control} of those that do not cross the router");
+    assert!(lost <= control, "{lost} of {sent} lost: {reports:?}");
+}
+
+/// The empty chain whose name says which load of the table is in force.
+fn generation(lab: &Lab) -> String {
+    let listing = listing(lab);
+    listing.lines().find(|line| line.contains("chain gen_")).unwrap().to_owned()
+}
+
+/// The handles of all that is in the table: a load gives out others.
+fn handles(lab: &Lab) -> Vec<String> {
+    listing(lab).lines().filter_map(|line| line.rsplit_once("# handle ")).map(|(_, handle)| handle.to_owned()).collect()
+}
+
+fn listing(lab: &Lab) -> String {
+    let mut nft = Root::find().unwrap().command(&lab.router(), "nft");
+    run(nft.args(["--handle", "--terse", "list", "table", "inet", "quadway"])).unwrap()
+}
+
+fn lab(wans: u8, same_gateway: bool) -> Option<Temporary> {
+    can_run().then(|| failover::lab(wans, same_gateway).unwrap())
+}
+
+fn can_run() -> bool {
+    let possible = tests::can_run().and_then(|()| binary("routerd").and(binary("routerctl")).map(drop));
+    if let Err(reason) = &possible {
+        println!("SKIP: {reason:#}");
+    }
+    possible.is_ok()
+}
