@@ -7,12 +7,13 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test bench packages root clean-lab
+.PHONY: help lab test bench fuzz packages root clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
 	@echo 'make bench       the numbers of bench/README.md: the core, failover in the lab, an idle daemon'
+	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) of hostile site files for the parser and the compiler'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
 	@echo 'make clean-lab   take the lab down, remove that root'
 
@@ -28,6 +29,7 @@ test: root
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps --document-private-items
+	cargo check --manifest-path tests/fuzz/Cargo.toml
 	cargo build --workspace
 	cargo test --workspace
 
@@ -36,6 +38,16 @@ bench: root
 	cargo bench -p bench --bench compile
 	target/release/failover
 	target/release/idle
+
+# On stable Rust, so without sanitizers: the code under test has no unsafe in it.
+FUZZ_SECONDS ?= 600
+CORPUS := tests/fuzz/corpus/site_file
+fuzz: packages
+	@command -v cargo-fuzz >/dev/null || { echo 'installing cargo-fuzz'; cargo install --locked cargo-fuzz; }
+	mkdir -p $(CORPUS)
+	cp config/examples/*.toml config/tests/bad/*.toml $(CORPUS)
+	cd tests/fuzz && cargo fuzz run --sanitizer none site_file -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=60000 -timeout=20 -rss_limit_mb=4096
 
 # What Debian lacks is installed, and said.
 packages:
