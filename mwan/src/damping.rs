@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use config::model::Probing;
+use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Damping {
     level: u32,
     /// When the level last changed.

@@ -37,7 +37,7 @@ pub struct Decision {
 }
 
 /// One line in one family, as far as choosing is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     pub health: Health,
     /// An operator took it out: no new flows, and the old ones stay.
@@ -72,8 +72,9 @@ pub struct Facts<'a> {
 }
 
 /// Chooses, and remembers which classes a better tier has relieved.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Chooser {
+    #[serde(with = "crate::state::as_pairs")]
     relieved: BTreeMap<FlowClass, Time>,
 }
 

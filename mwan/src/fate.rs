@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use config::model::{Target, TargetKind};
 use config::units::WanId;
+use serde::{Deserialize, Serialize};
 
 use crate::monitor::Monitor;
 use crate::time::Time;
@@ -68,7 +69,7 @@ pub fn outage_threshold(usable: usize) -> Option<usize> {
 }
 
 /// What one family's lines go through together.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct SharedFate {
     /// Lines lost within the last [`TOGETHER`].
     recent: BTreeMap<WanId, Time>,

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use config::model::{Probing, Target, Threshold};
 use config::units::{Family, WanId};
+use serde::{Deserialize, Serialize};
 
 use crate::event::{Failure, Outcome, Probe, Reply};
 use crate::router::TargetStatus;
@@ -36,7 +37,7 @@ pub enum Verdict {
     Silent,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Monitor {
     wan: WanId,
     probing: Probing,
@@ -234,7 +235,7 @@ impl Monitor {
 }
 
 /// One target as seen by one line.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct TargetMonitor {
     index: usize,
     target: Target,
@@ -267,14 +268,14 @@ struct TargetMonitor {
 }
 
 /// The thresholds this target is beyond.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Beyond {
     loss: bool,
     latency: bool,
     jitter: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Pending {
     seq: u64,
     sent: Time,
@@ -469,7 +470,7 @@ impl TargetMonitor {
 }
 
 /// The recent probes of one target.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Window {
     /// `None` is a loss.
     probes: VecDeque<Option<Duration>>,

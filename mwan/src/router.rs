@@ -32,12 +32,15 @@ use crate::monitor::{Monitor, Verdict};
 use crate::state::{BUCKETS, BucketKey, KernelState};
 use crate::time::Time;
 
-#[derive(Debug, Clone, Default)]
+/// What it serializes to is a checkpoint: everything that what comes next depends on.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Router {
     config: Option<Arc<Config>>,
     /// `None` until the first [`Event::Links`]: nothing is known of any carrier.
     links: Option<Links>,
+    #[serde(with = "crate::state::as_pairs")]
     lines: BTreeMap<(WanId, Family), Line>,
+    #[serde(with = "crate::state::as_pairs")]
     macs: BTreeMap<(WanId, Family), [u8; 6]>,
     drained: BTreeSet<WanName>,
     fail_tests: BTreeMap<WanName, Time>,
@@ -48,12 +51,22 @@ pub struct Router {
     settling: Settling,
     chooser: Chooser,
     /// What the last decision rests on; `None` forces the next.
-    decided: Option<(Standings, bool, BTreeMap<Family, bool>)>,
+    decided: Option<Basis>,
     /// A decision is due then, whatever else changes.
     decide_again: Option<Time>,
     decision: Decision,
     revision: u64,
+    /// A function of the rest.
+    #[serde(skip)]
     wanted: Option<Arc<KernelState>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Basis {
+    #[serde(with = "crate::state::as_pairs")]
+    standings: Standings,
+    settled: bool,
+    outages: BTreeMap<Family, bool>,
 }
 
 impl Router {
@@ -153,6 +166,15 @@ impl Router {
     /// Every line has been judged since start, or has had the time to be: buckets rest on measured health.
     pub fn settled(&self) -> bool {
         matches!(self.settling, Settling::Over)
+    }
+
+    /// What a router that begins at this moment has to be told, beside a config, to stand where this one does.
+    pub fn facts(&self) -> Vec<Event> {
+        let links = self.links.clone().map(Event::Links);
+        let neighbours =
+            self.macs.iter().map(|((wan, family), mac)| Event::Neighbour { wan: *wan, family: *family, mac: Some(*mac) });
+        let drained = self.drained.iter().map(|wan| Event::Request(Request::Drain { wan: wan.clone() }));
+        links.into_iter().chain(neighbours).chain(drained).collect()
     }
 
     pub fn config(&self) -> Option<&Arc<Config>> {
@@ -417,12 +439,12 @@ impl Router {
         let standings: Standings = self.lines.iter().map(|(key, line)| (*key, self.standing(*key, line))).collect();
         let outages: BTreeMap<Family, bool> =
             self.fates.iter().map(|(family, fate)| (*family, fate.outage())).collect();
-        let basis = (standings, self.settled(), outages);
+        let basis = Basis { standings, settled: self.settled(), outages };
         if self.decided.as_ref() == Some(&basis) && self.decide_again.is_none_or(|due| now < due) {
             return false;
         }
-        let facts = Facts { config: &config, standings: &basis.0, settled: basis.1 };
-        let outage = |family| basis.2.get(&family).copied().unwrap_or(false);
+        let facts = Facts { config: &config, standings: &basis.standings, settled: basis.settled };
+        let outage = |family| basis.outages.get(&family).copied().unwrap_or(false);
         let decision = self.chooser.decide(facts, outage, &self.decision, now);
         self.decided = Some(basis);
         self.decide_again = Some(self.chooser.deadline(&config, now)).filter(|due| *due < Time::NEVER);
@@ -464,7 +486,7 @@ impl Router {
 }
 
 /// Until every line has been judged once, lines that are not judged are trusted.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 enum Settling {
     /// For a config and for links.
     #[default]
@@ -474,7 +496,7 @@ enum Settling {
 }
 
 /// One line in one family.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Line {
     name: WanName,
     wan: config::model::Wan,

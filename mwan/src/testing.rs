@@ -13,7 +13,7 @@ use config::model::{
 use config::units::{Family, IfName, Line, PolicyId, PolicyName, Tier, WanId, WanName, Weight};
 
 use crate::event::{Event, Failure, Health, Notice, Outcome, Probe, Reply, Request};
-use crate::journal::Recorder;
+use crate::journal::{Recorder, Stepped};
 use crate::links::{LinkFacts, Links};
 use crate::router::{LineStatus, Router};
 use crate::state::{BucketKey, FlowClass};
@@ -186,7 +186,7 @@ impl World {
     /// As `new`, with a journal.
     pub(crate) fn recorded(config: Config) -> Self {
         let mut world = Self::unplugged(config);
-        world.driver = Driver::Recorded(Recorder::new());
+        world.driver = Driver::Recorded(Recorder::new(1, Time::ZERO, Duration::ZERO));
         world.begin();
         world
     }
@@ -218,20 +218,16 @@ impl World {
 
     pub(crate) fn handle(&mut self, event: &Event) {
         let now = self.now;
-        let notices = match &mut self.driver {
-            Driver::Plain(router) => router.handle(event, now),
-            Driver::Recorded(recorder) => recorder.handle(event, now),
+        let Stepped { notices, probes } = match &mut self.driver {
+            Driver::Plain(router) => Stepped {
+                notices: router.handle(event, now),
+                probes: std::iter::from_fn(|| router.poll_probe(now)).collect(),
+            },
+            Driver::Recorded(recorder) => recorder.step(event, now),
         };
         self.notices.extend(notices.into_iter().map(|notice| (now, notice)));
-        while let Some(probe) = self.poll() {
-            self.fare(&probe);
-        }
-    }
-
-    fn poll(&mut self) -> Option<Probe> {
-        match &mut self.driver {
-            Driver::Plain(router) => router.poll_probe(self.now),
-            Driver::Recorded(recorder) => recorder.poll_probe(self.now),
+        for probe in &probes {
+            self.fare(probe);
         }
     }
 
