@@ -97,14 +97,28 @@ pub struct Told {
 #[serde(rename_all = "kebab-case")]
 pub enum What {
     /// The router began.
-    Start { run: u64 },
+    Start {
+        run: u64,
+    },
     /// The journal goes on in another file.
-    Checkpoint { run: u64 },
-    Config { site: String, digest: String },
+    Checkpoint {
+        run: u64,
+    },
+    Config {
+        site: String,
+        digest: String,
+    },
     Links,
     Neighbour,
-    Reply { wan: WanId, target: usize, seq: u64, outcome: Outcome },
-    Timeout { probes: usize },
+    Reply {
+        wan: WanId,
+        target: usize,
+        seq: u64,
+        outcome: Outcome,
+    },
+    Timeout {
+        probes: usize,
+    },
     Request(crate::event::Request),
 }
 

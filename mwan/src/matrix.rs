@@ -9,12 +9,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use config::Config;
-use config::model::{AddressSet, Allow, Internet, Permit, Policy, PortSet, Steer, Vlan, Wan};
+use config::model::{AddressSet, Allow, Internet, Nat6, Permit, Policy, PortSet, Steer, Vlan, Wan};
 use config::units::{EgressName, Family, Line, ServiceName, VlanName, WanId, WanName};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::ruleset::{both, has_broadcast};
+use crate::state::FlowClass;
 
 /// The first packet of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +156,21 @@ pub fn would_deny(
         packet.from = Zone::Wan(wan.name.clone());
     }
     !verdict(config, &packet).allowed
+}
+
+/// Whether a live flow on a line has lost that line: the config has no such line, or the line does not have the
+/// address the flow is known by outside. `known_as` is where answers go, which NAT makes another than `source`.
+pub fn loses_line(config: &Config, class: FlowClass, source: IpAddr, known_as: IpAddr) -> bool {
+    let Some(wan) = config.wan(class.wan) else { return true };
+    if wan.gateway(class.family).is_none() || wan.source(class.family).is_none() {
+        return true;
+    }
+    let own = wan.addressing.addresses.iter().any(|net| net.addr() == known_as);
+    let prefix = match (&wan.nat6, known_as) {
+        (Nat6::Prefix { external, .. }, IpAddr::V6(address)) => external.contains(&address),
+        (Nat6::Prefix { .. } | Nat6::Masquerade | Nat6::None, _) => false,
+    };
+    source != known_as && !own && !prefix
 }
 
 /// The policy that chooses the line of this packet, with the rule that says so (`None`: the default policy).
@@ -639,6 +655,25 @@ mod tests {
         let (source, destination) = ("10.0.30.9".parse().unwrap(), "10.0.20.5".parse().unwrap());
         assert!(would_deny(&config, source, destination, tcp(80), None));
         assert!(!would_deny(&fixture::site(), source, destination, tcp(80), None));
+    }
+
+    #[test]
+    fn a_flow_loses_its_line_with_the_line_or_with_its_address() {
+        let site = fixture::site();
+        let wan = site.wans.values().next().unwrap();
+        let class = FlowClass { family: Family::V4, wan: wan.id, policy: None };
+        let (inside, own) = ("10.0.10.9".parse().unwrap(), wan.source(Family::V4).unwrap());
+        assert!(!loses_line(&site, class, inside, own));
+        let mut without = site.clone();
+        without.wans.remove(&wan.name);
+        assert!(loses_line(&without, class, inside, own));
+        let mut renumbered = site.clone();
+        renumbered.wans.get_mut(&wan.name).unwrap().addressing.addresses[0] = fixture::net("100.64.9.9/24");
+        assert!(loses_line(&renumbered, class, inside, own));
+        assert!(!loses_line(&renumbered, class, inside, inside), "it left under its own address");
+        let mut v6_only = site.clone();
+        v6_only.wans.get_mut(&wan.name).unwrap().addressing.gateway4 = None;
+        assert!(loses_line(&v6_only, class, inside, own));
     }
 
     #[test]

@@ -171,8 +171,11 @@ impl Router {
     /// What a router that begins at this moment has to be told, beside a config, to stand where this one does.
     pub fn facts(&self) -> Vec<Event> {
         let links = self.links.clone().map(Event::Links);
-        let neighbours =
-            self.macs.iter().map(|((wan, family), mac)| Event::Neighbour { wan: *wan, family: *family, mac: Some(*mac) });
+        let neighbours = self.macs.iter().map(|((wan, family), mac)| Event::Neighbour {
+            wan: *wan,
+            family: *family,
+            mac: Some(*mac),
+        });
         let drained = self.drained.iter().map(|wan| Event::Request(Request::Drain { wan: wan.clone() }));
         links.into_iter().chain(neighbours).chain(drained).collect()
     }

@@ -47,6 +47,9 @@ pub struct Applies {
     pub failing: Option<String>,
     /// Ports and other parts of the config that wait for something to appear, told to a person.
     pub waiting: Vec<String>,
+    /// How the config in force and the operator's file differ, told to a person.
+    #[serde(default)]
+    pub unlike_file: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -7,17 +7,19 @@
 mod apply;
 mod journal_file;
 mod site;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use config::Config;
 use config::units::Family;
 use mwan::event::{Event, Notice, Request};
-use mwan::journal::Recorder;
+use mwan::journal::{Recorder, Stepped};
 use mwan::{KernelState, Time};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,14 +27,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
-pub use self::journal_file::JournalFile;
+pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
 use crate::kernel::watch::{Change, Neighbour};
 use crate::probe::Prober;
 use crate::reconcile::{self, Look, Progress, Wanted};
 
-/// Judges the live flows by a config: how many would it deny, or, with `end`, how many of them were ended.
+/// Judges the live flows by a config: how many would it deny or leave without their line, or, with `end`, how many
+/// of them were ended.
 #[derive(Clone)]
 pub struct Flows(Arc<dyn Fn(Arc<Config>, bool) -> Count + Send + Sync>);
 
@@ -47,11 +50,11 @@ impl Flows {
         Self(Arc::new(move |config, end| Box::pin(judge(config, end))))
     }
 
-    async fn count_denied(&self, config: Arc<Config>) -> io::Result<u64> {
+    async fn count_doomed(&self, config: Arc<Config>) -> io::Result<u64> {
         (self.0)(config, false).await
     }
 
-    async fn end_denied(&self, config: Arc<Config>) -> io::Result<u64> {
+    async fn end_doomed(&self, config: Arc<Config>) -> io::Result<u64> {
         (self.0)(config, true).await
     }
 }
@@ -90,12 +93,13 @@ pub async fn run(parts: Parts) -> io::Result<()> {
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut core = Core {
         zero: Instant::now(),
-        recorder: Recorder::new(),
+        recorder: Recorder::new(run_number(), Time::ZERO, wall()),
         prober: Prober::new(replies_tx),
         reconciler,
         serial: 0,
         wanted: None,
         accepted: None,
+        starting: None,
         applying: None,
         trouble: None,
         flows,
@@ -156,6 +160,7 @@ struct Core {
     wanted: Option<Arc<KernelState>>,
     /// The config in force.
     accepted: Option<Accepted>,
+    starting: Option<apply::Starting>,
     applying: Option<apply::Applying>,
     /// What is wrong with the files, until one is accepted.
     trouble: Option<String>,
@@ -179,18 +184,18 @@ impl Core {
 
     fn event(&mut self, event: &Event) {
         let now = self.now();
-        let notices = self.recorder.handle(event, now);
+        let Stepped { notices, probes } = self.recorder.step(event, now);
         // The wanted state first: a failover does not wait for the probes that are due with it.
         self.publish();
-        while let Some(probe) = self.recorder.poll_probe(now) {
-            self.prober.send(&probe);
+        for probe in &probes {
+            self.prober.send(probe);
         }
         for notice in &notices {
             log(notice);
         }
         let lines = self.recorder.take_lines();
         if let Some(journal) = &mut self.journal {
-            journal.write(&lines);
+            journal.write(&lines, || self.recorder.checkpoint(now, wall()));
         }
     }
 
@@ -230,7 +235,7 @@ impl Core {
 
     fn ask(&mut self, ask: Ask) {
         match ask {
-            Ask::View(reply) => answer(reply, self.view()),
+            Ask::View(reply) => self.tell_view(reply),
             Ask::Plan { text, reply } => self.plan(&text, reply),
             Ask::Apply { text, reply } => self.apply(&text, reply),
             Ask::Operator { request, reply } => {
@@ -252,6 +257,18 @@ impl Core {
         info!(?request, "an operator asks");
         self.event(&Event::Request(request));
         Ok(())
+    }
+
+    /// The site file is on a disk, and the loop waits for none.
+    fn tell_view(&mut self, reply: oneshot::Sender<View>) {
+        let (mut view, site) = (self.view(), self.site.clone());
+        self.tasks.spawn(async move {
+            if view.config.is_some() {
+                let text = Arc::clone(&view.text);
+                view.applies.unlike_file = tokio::task::spawn_blocking(move || site.unlike(&text)).await.ok().flatten();
+            }
+            answer(reply, view);
+        });
     }
 
     fn view(&self) -> View {
@@ -279,6 +296,7 @@ impl Core {
                 (None, true) => None,
             },
             waiting: self.waiting(),
+            unlike_file: None,
         }
     }
 
@@ -352,6 +370,16 @@ fn log(notice: &Notice) {
             info!(%wan, %family, mac, "the gateway's MAC changed");
         }
     }
+}
+
+/// The time since 1970.
+fn wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Tells this run from others in the journal.
+fn run_number() -> u64 {
+    u64::try_from(wall().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn refusal(code: &str, message: impl Into<String>) -> Refusal {

@@ -173,6 +173,7 @@ pub(crate) fn view() -> View {
             drift_repaired: 2,
             failing: None,
             waiting: vec!["port lan3: no interface at PCI 0000:03:00, function 2".to_owned()],
+            unlike_file: None,
         },
     }
 }

@@ -146,10 +146,10 @@ pub async fn counters() -> io::Result<Counters> {
     .await
 }
 
-/// How many live flows this config denies; with `end`, none of them lives on.
-pub async fn denied_flows(config: Arc<Config>, end: bool) -> io::Result<u64> {
+/// How many live flows this config denies or leaves without their line; with `end`, none of them lives on.
+pub async fn doomed_flows(config: Arc<Config>, end: bool) -> io::Result<u64> {
     aside(move || {
-        let condemned = |mark, tuple: conntrack::Tuple| {
+        let condemned = |mark, tuple: conntrack::Tuple, back: conntrack::Tuple| {
             let (source, destination) = (tuple.source_port, tuple.destination_port);
             let protocol = match tuple.protocol {
                 6 => Protocol::Tcp { source, destination },
@@ -158,8 +158,9 @@ pub async fn denied_flows(config: Arc<Config>, end: bool) -> io::Result<u64> {
                 1 | 58 => Protocol::Ping,
                 other => Protocol::Other(other),
             };
-            let line = FlowClass::from_mark(Family::of(tuple.source), mark).map(|class| class.wan);
-            matrix::would_deny(&config, tuple.source, tuple.destination, protocol, line)
+            let class = FlowClass::from_mark(Family::of(tuple.source), mark);
+            class.is_some_and(|class| matrix::loses_line(&config, class, tuple.source, back.destination))
+                || matrix::would_deny(&config, tuple.source, tuple.destination, protocol, class.map(|class| class.wan))
         };
         conntrack::sweep(&mut Socket::open(NETLINK_NETFILTER)?, condemned, end)
     })

@@ -17,7 +17,7 @@ use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
-use router_daemon::kernel::{self, Kernel, LinuxKernel, denied_flows};
+use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows};
 use router_daemon::reconcile::Reconciler;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -28,10 +28,13 @@ use tracing_subscriber::EnvFilter;
 ///
 /// Stopping it leaves links, routes, rules and the ruleset in place; starting it adopts what it finds. SIGHUP reads
 /// the site file again. Without a good site file everything is denied and the API says why.
+///
+/// The last word counts: what `routerctl apply` put in force survives a restart and a reboot, until the site file is
+/// edited; the start after that takes the file. `routerctl status` tells where the two differ.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES)]
 struct Arguments {
-    /// The site file.
+    /// The site file. What was applied since it was last edited goes before it.
     #[arg(long, default_value = "/etc/quadway/site.toml")]
     config: PathBuf,
     /// What survives a reboot: the last applied configuration, the journal.
@@ -193,7 +196,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
         changes,
         asks,
         reconciler: handle,
-        flows: Flows::new(denied_flows),
+        flows: Flows::new(doomed_flows),
         config,
         site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
         journal,

@@ -2,13 +2,17 @@
 //! the config, or when the kernel has the previous one again.
 //!
 //! ```text
-//!   text ──parse, asserts──▶ Trying ──kernel has it──▶ kept, denied flows ended, answered
+//!   text ──parse, asserts──▶ Trying ──kernel has it──▶ kept, doomed flows ended, answered
 //!                              │ a step keeps failing that did not fail before, or it takes too long
 //!                              ▼
 //!                           Returning ──kernel has the previous one──▶ refused
 //! ```
+//!
+//! Where there is no previous config, the router closes: everything is denied, as before the first apply. What is
+//! loaded at start is no transaction: the router keeps trying it.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::site::{From, Loaded};
 use super::{Accepted, Core, Look, Progress, answer, refusal};
 use crate::ask::{ApplyReport, PlanReport, Refusal};
 
@@ -37,6 +42,7 @@ type Reply = Option<oneshot::Sender<Result<ApplyReport, Refusal>>>;
 #[derive(Debug)]
 enum Stage {
     Trying {
+        /// `None`: everything was denied.
         previous: Option<Accepted>,
         /// What failed before already: not the fault of this config.
         before: BTreeSet<String>,
@@ -47,20 +53,29 @@ enum Stage {
     },
 }
 
+/// The config that was loaded at start, until the kernel has it.
+#[derive(Debug)]
+pub(super) struct Starting {
+    serial: u64,
+    from: From,
+}
+
 impl Core {
     /// The first config.
     pub(super) fn start(&mut self) {
-        let (accepted, trouble) = self.site.load();
+        let Loaded { accepted, trouble } = self.site.load();
         if let Some(trouble) = &trouble {
             error!("{trouble}");
         }
         self.trouble = trouble;
         match accepted {
-            Some(accepted) => {
+            Some((accepted, from)) => {
+                info!(?from, digest = %accepted.config.digest, "starting");
                 for warning in &accepted.warnings {
                     warn!(%warning, "in the site file");
                 }
                 self.take(accepted);
+                self.starting = Some(Starting { serial: self.serial, from });
             }
             // Closed, and reachable over the API.
             None => self.watchdog.ready(),
@@ -107,9 +122,9 @@ impl Core {
                 looks.send(look).await.map_err(|_gone| gone())?;
                 let found = seen.await.map_err(|_gone| gone())?;
                 let found = found.map_err(|error| refusal("kernel", error.to_string()))?;
-                let denied = flows.count_denied(accepted.config).await;
+                let doomed = flows.count_doomed(accepted.config).await;
                 let flows_that_die =
-                    denied.map_err(|error| refusal("kernel", format!("cannot read flows: {error}")))?;
+                    doomed.map_err(|error| refusal("kernel", format!("cannot read flows: {error}")))?;
                 Ok(PlanReport { steps: found.plan_to(&want), flows_that_die, warnings: accepted.warnings })
             };
             answer(reply, report.await);
@@ -122,6 +137,7 @@ impl Core {
             (progress.failures.keys().cloned().collect(), progress.steps)
         };
         let previous = self.accepted.clone();
+        self.starting = None;
         self.take(accepted);
         let stage = Stage::Trying { previous, before, steps };
         self.applying = Some(Applying { stage, serial: self.serial, until: Instant::now() + PATIENCE, reply });
@@ -144,6 +160,12 @@ impl Core {
         if progress.passes > 0 {
             self.watchdog.ready();
         }
+        let started = |starting: &mut Starting| progress.serial >= starting.serial && progress.passes > 0;
+        if progress.failures.is_empty()
+            && let Some(Starting { from, .. }) = self.starting.take_if(started)
+        {
+            self.reached(0, from, None);
+        }
         let Some(applying) = self.applying.take() else { return };
         if progress.serial < applying.serial || progress.passes == 0 {
             self.applying = Some(applying);
@@ -154,7 +176,8 @@ impl Core {
             Stage::Trying { previous, before, steps } => {
                 let failing: Vec<_> = progress.failures.iter().filter(|(step, _)| !before.contains(*step)).collect();
                 if failing.is_empty() {
-                    self.reached(usize::try_from(progress.steps - steps).unwrap_or(usize::MAX), reply);
+                    let steps = usize::try_from(progress.steps - steps).unwrap_or(usize::MAX);
+                    self.reached(steps, From::File, reply);
                 } else if progress.passes >= TRIES {
                     let told: Vec<_> = failing.iter().map(|(step, reason)| format!("{step}: {reason}")).collect();
                     let refusal = refusal("kernel", format!("the kernel refused it:\n{}", told.join("\n")));
@@ -183,21 +206,34 @@ impl Core {
     }
 
     fn go_back(&mut self, previous: Option<Accepted>, mut refusal: Refusal, reply: Reply) {
-        let Some(previous) = previous else {
-            refusal
-                .message
-                .push_str("\nthere is no previous configuration to go back to: routerd keeps trying this one");
-            return refused(refusal, reply);
-        };
-        warn!(digest = %previous.config.digest, "going back to the previous configuration");
-        self.take(previous);
+        if let Some(previous) = previous {
+            warn!(digest = %previous.config.digest, "going back to the previous configuration");
+            self.take(previous);
+            refusal.message.push_str("\nthe previous configuration is in force");
+        } else {
+            self.close();
+            refusal.message.push_str("\nthere is no previous configuration: everything is denied");
+            self.trouble = Some(refusal.message.clone());
+        }
         let stage = Stage::Returning { refusal };
         self.applying = Some(Applying { stage, serial: self.serial, until: Instant::now() + PATIENCE, reply });
     }
 
-    /// The kernel has it: keep the text, end what it denies, answer.
-    fn reached(&mut self, steps: usize, reply: Reply) {
-        self.trouble = None;
+    /// A site with nothing in it lets nothing through.
+    fn close(&mut self) {
+        #[expect(clippy::expect_used, reason = "a constant, and a test parses it")]
+        let nothing = Accepted::new("nothing", NOTHING).expect("a site with nothing in it is a site");
+        warn!("closing: there is no previous configuration to go back to");
+        self.take(nothing);
+        self.accepted = None;
+        self.config.send_replace(None);
+    }
+
+    /// The kernel has it: keep the text, end what it denies or leaves without a line, answer.
+    fn reached(&mut self, steps: usize, from: From, reply: Reply) {
+        if from == From::File {
+            self.trouble = None;
+        }
         let Some(accepted) = self.accepted.clone() else { return };
         let (site, flows) = (self.site.clone(), self.flows.clone());
         self.tasks.spawn(async move {
@@ -208,11 +244,19 @@ impl Core {
                 warnings: accepted.warnings,
             };
             let text = accepted.text;
-            let kept = tokio::task::spawn_blocking(move || site.keep(&text)).await;
-            if let Err(error) = kept.unwrap_or_else(|error| Err(error.into())) {
-                report.warnings.push(format!("it is in force, and could not be kept for the next start: {error}"));
+            let keep = move || {
+                if from == From::File {
+                    site.keep(&text)?;
+                }
+                Ok(site.unlike(&text))
+            };
+            match tokio::task::spawn_blocking(keep).await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok(unlike) => report.warnings.extend(unlike),
+                Err(error) => {
+                    report.warnings.push(format!("it is in force, and could not be kept for the next start: {error}"));
+                }
             }
-            match flows.end_denied(accepted.config).await {
+            match flows.end_doomed(accepted.config).await {
                 Ok(ended) => report.flows_ended = ended,
                 Err(error) => report.warnings.push(format!("flows that it denies may live on: {error}")),
             }
@@ -236,3 +280,4 @@ fn refused(refusal: Refusal, reply: Reply) {
 const TRIES: u32 = 3;
 /// How long an apply may take; the whole site takes a second.
 const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const NOTHING: &str = "[site]\nname = \"nothing\"\n";

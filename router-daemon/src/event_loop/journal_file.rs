@@ -47,6 +47,7 @@ impl JournalFile {
         if self.written >= self.limit {
             self.file.flush()?;
             self.file = next(&self.path)?;
+            self.written = 0;
             self.line(&checkpoint())?;
             // A router so large that its checkpoint fills a file gets files of twice that.
             self.limit = self.limit.max(2 * self.written);
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     fn the_journal_keeps_four_files_and_forgets_the_oldest() {
         let folder = tempfile::tempdir().unwrap();
-        let mut journal = JournalFile::with_limit(folder.path(), 10).unwrap();
+        let mut journal = JournalFile::with_limit(folder.path(), 9).unwrap();
         for number in 0..6 {
             journal.write(&[format!("a line {number}")], || format!("c{number}"));
         }

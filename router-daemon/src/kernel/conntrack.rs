@@ -63,9 +63,9 @@ pub(crate) fn count(socket: &mut Socket) -> io::Result<BTreeMap<(WanId, Family),
     Ok(flows)
 }
 
-/// Every flow that `condemned` says yes to, by its mark and the tuple of its first packet: how many there are and,
+/// Every flow that `condemned` says yes to, by its mark and the tuples of its two directions: how many there are and,
 /// with `end`, ended one by one.
-pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple) -> bool, end: bool) -> io::Result<u64> {
+pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple, Tuple) -> bool, end: bool) -> io::Result<u64> {
     let mut flows = Vec::new();
     let all = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0]);
     // A flow that a table in motion hides this time was born or died this moment.
@@ -74,7 +74,9 @@ pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple) -> bool
         // Flows of the router itself may have no mark.
         let mark = Mark(attributes.be32(CTA_MARK).unwrap_or_default());
         if let (Some(family), Some(original)) = (message.body.first(), attributes.get(CTA_TUPLE_ORIG))
-            && tuple(attributes.nested(CTA_TUPLE_ORIG)).is_some_and(|tuple| condemned(mark, tuple))
+            && let Some(there) = tuple(attributes.nested(CTA_TUPLE_ORIG))
+            && let Some(back) = tuple(attributes.nested(CTA_TUPLE_REPLY))
+            && condemned(mark, there, back)
         {
             flows.push((*family, original.to_vec()));
         }

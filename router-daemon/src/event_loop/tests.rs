@@ -1,0 +1,282 @@
+//! The loop over a fake kernel: an apply is a transaction.
+
+use std::fs;
+use std::io;
+use std::sync::Mutex;
+
+use mwan::Step;
+use mwan::links::{LinkFacts, Links};
+
+use super::*;
+use crate::ask::{ApplyReport, PlanReport};
+use crate::kernel::fake::FakeKernel;
+use crate::reconcile::Reconciler;
+
+#[tokio::test]
+async fn an_apply_is_kept_and_ends_the_flows_it_dooms() {
+    let bench = Bench::start(None);
+    let report = bench.apply(MINIMAL).await.unwrap();
+    assert_eq!(report.flows_ended, DOOMED);
+    assert!(report.warnings.iter().any(|warning| warning.contains("differs from")), "{:?}", report.warnings);
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+    assert_eq!(bench.view().await.config.unwrap().digest, report.digest);
+    assert_eq!(bench.ended(), [report.digest.clone()]);
+    // The same again has nothing to do.
+    assert_eq!(bench.apply(MINIMAL).await.unwrap().steps, 0);
+}
+
+#[tokio::test]
+async fn what_breaks_an_assert_changes_nothing() {
+    let bench = Bench::start(None);
+    bench.apply(MINIMAL).await.unwrap();
+    bench.kernel.take_applied();
+    let refusal = bench.apply(&MINIMAL.replace("guests -> office deny", "guests -> office allow")).await.unwrap_err();
+    assert_eq!(refusal.code, "assert");
+    assert!(refusal.message.contains("guests -> office allow"), "{refusal}");
+    assert_eq!(bench.apply("[site").await.unwrap_err().code, "config");
+    assert_eq!(bench.kernel.take_applied(), []);
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+}
+
+#[tokio::test]
+async fn what_the_kernel_refuses_gives_way_to_the_previous_config() {
+    for refused in ["ruleset", "address"] {
+        let bench = Bench::start(None);
+        let before = bench.apply(MINIMAL).await.unwrap();
+        let state = bench.kernel.state();
+        bench.kernel.refuse(move |step| {
+            let mine = match step {
+                Step::LoadRuleset { .. } => refused == "ruleset",
+                Step::AddAddress(address) => refused == "address" && address.net.to_string() == "10.0.30.1/24",
+                _ => false,
+            };
+            mine.then_some(io::ErrorKind::OutOfMemory)
+        });
+        let refusal = bench.apply(&narrowed()).await.unwrap_err();
+        assert_eq!(refusal.code, "kernel");
+        assert!(refusal.message.contains("out of memory"), "{refusal}");
+        assert!(refusal.message.contains("the previous configuration is in force"), "{refusal}");
+        assert_eq!(bench.kernel.state(), state, "{refused}");
+        assert_eq!(bench.view().await.config.unwrap().digest, before.digest);
+        assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+        assert_eq!(bench.ended(), [before.digest], "no flow is judged by what was refused");
+    }
+}
+
+#[tokio::test]
+async fn a_first_apply_that_fails_leaves_everything_denied() {
+    let bench = Bench::start(None);
+    bench.kernel.refuse(|step| matches!(step, Step::AddAddress(_)).then_some(io::ErrorKind::OutOfMemory));
+    let refusal = bench.apply(MINIMAL).await.unwrap_err();
+    assert!(refusal.message.contains("everything is denied"), "{refusal}");
+    let nothing = Accepted::new("nothing", apply::NOTHING).unwrap();
+    let closed = mwan::compile::compile(&nothing.config, &mwan::decide::Decision::default(), &links());
+    let state = bench.kernel.state();
+    assert_eq!(state.ruleset, closed.ruleset);
+    assert!(state.addresses.is_empty() && state.routes.is_empty() && state.buckets.is_empty());
+    let view = bench.view().await;
+    assert!(view.config.is_none());
+    assert!(view.applies.failing.unwrap().contains("everything is denied"));
+    assert_eq!(bench.running(), None);
+    // It is no dead end.
+    bench.kernel.heal();
+    bench.apply(MINIMAL).await.unwrap();
+    assert!(bench.view().await.applies.failing.is_none());
+}
+
+#[tokio::test]
+async fn one_apply_at_a_time() {
+    let bench = Bench::start(None);
+    bench.kernel.delay_steps(Duration::from_millis(20));
+    let narrowed = narrowed();
+    let (first, second) = tokio::join!(bench.apply(MINIMAL), bench.apply(&narrowed));
+    assert_eq!(second.unwrap_err().code, "busy");
+    assert_eq!(bench.view().await.config.unwrap().digest, first.unwrap().digest);
+}
+
+#[tokio::test]
+async fn a_plan_counts_and_changes_nothing() {
+    let bench = Bench::start(None);
+    bench.apply(MINIMAL).await.unwrap();
+    bench.kernel.take_applied();
+    let plan = bench.plan(&narrowed()).await.unwrap();
+    assert_eq!(plan.flows_that_die, DOOMED);
+    assert!(plan.steps.iter().any(|step| matches!(step, Step::LoadRuleset { .. })));
+    assert_eq!(bench.kernel.take_applied(), []);
+    assert_eq!(bench.ended().len(), 1, "only by the apply");
+}
+
+#[tokio::test]
+async fn a_restart_begins_with_the_last_word_and_judges_the_flows_it_finds() {
+    let mut bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let narrowed = narrowed();
+    let applied = bench.apply(&narrowed).await.unwrap();
+    bench.restart().await;
+    bench.ready().await;
+    assert_eq!(bench.kernel.take_applied(), [], "the kernel is found as it was left");
+    let view = bench.view().await;
+    assert_eq!(view.config.unwrap().digest, applied.digest);
+    assert!(view.applies.unlike_file.unwrap().contains("differs from"));
+    assert_eq!(bench.ended().last(), Some(&applied.digest));
+
+    fs::write(&bench.site.file, MINIMAL.replace("\"minimal\"", "\"edited\"")).unwrap();
+    assert!(bench.view().await.applies.unlike_file.unwrap().contains("edited since"));
+    bench.restart().await;
+    bench.ready().await;
+    let view = bench.view().await;
+    assert_eq!(view.config.unwrap().site, "edited");
+    assert_eq!(view.applies.unlike_file, None);
+}
+
+#[tokio::test]
+async fn every_file_of_the_journal_replays() {
+    let bench = Bench::start(None);
+    let narrowed = narrowed();
+    for number in 0..40 {
+        bench.apply(if number % 2 == 0 { MINIMAL } else { &narrowed }).await.unwrap();
+    }
+    let folder = bench.folder.path().join("journal");
+    bench.stop().await;
+    let mut files = 0;
+    for number in 0..FILES {
+        let text = fs::read_to_string(numbered(&folder.join("journal.jsonl"), number)).unwrap();
+        let report = match mwan::journal::replay(text.lines(), None) {
+            Ok(report) => report,
+            // Begun a moment before the end.
+            Err(mwan::journal::JournalError::NoConfig) => continue,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(report.first_difference, None);
+        files += 1;
+    }
+    assert!(files >= 3);
+}
+
+const MINIMAL: &str = include_str!("../../../config/examples/minimal.toml");
+/// What the fake judge of flows finds each time.
+const DOOMED: u64 = 3;
+
+/// Another address of a segment, and a service less.
+fn narrowed() -> String {
+    MINIMAL
+        .replace(r#"services = ["tcp/631", "ping"]"#, r#"services = ["ping"]"#)
+        .replace("10.0.20.1/24", "10.0.30.1/24")
+        .replace("10.0.20.5", "10.0.30.5")
+}
+
+/// A loop, its kernel and its files. The lines have no carrier: nothing is probed.
+struct Bench {
+    folder: tempfile::TempDir,
+    site: Site,
+    kernel: FakeKernel,
+    asks: mpsc::Sender<Ask>,
+    changes: mpsc::Sender<Change>,
+    ended: Arc<Mutex<Vec<String>>>,
+    running: tokio::task::JoinHandle<io::Result<()>>,
+}
+
+impl Bench {
+    fn start(file: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let site = Site { file: folder.path().join("site.toml"), state: folder.path().join("state") };
+        if let Some(text) = file {
+            fs::write(&site.file, text).unwrap();
+        }
+        let (kernel, ended) = (FakeKernel::default(), Arc::default());
+        let (asks, changes, running) = begin(&site, &kernel, &ended, folder.path());
+        Self { folder, site, kernel, asks, changes, ended, running }
+    }
+
+    async fn restart(&mut self) {
+        self.running.abort();
+        (&mut self.running).await.unwrap_err();
+        self.kernel.take_applied();
+        (self.asks, self.changes, self.running) = begin(&self.site, &self.kernel, &self.ended, self.folder.path());
+    }
+
+    /// Ends as a daemon does that lost a part.
+    async fn stop(self) {
+        drop(self.changes);
+        self.running.await.unwrap().unwrap_err();
+    }
+
+    /// The config of the start is in the kernel, and the flows have been judged.
+    async fn ready(&self) {
+        let before = self.ended().len();
+        while self.ended().len() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn apply(&self, text: &str) -> Result<ApplyReport, Refusal> {
+        self.ask(|reply| Ask::Apply { text: text.to_owned(), reply }).await
+    }
+
+    async fn plan(&self, text: &str) -> Result<PlanReport, Refusal> {
+        self.ask(|reply| Ask::Plan { text: text.to_owned(), reply }).await
+    }
+
+    async fn view(&self) -> View {
+        self.ask(Ask::View).await
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(ask(reply)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(30), answer).await.unwrap().unwrap()
+    }
+
+    fn running(&self) -> Option<String> {
+        fs::read_to_string(self.site.state.join("running.toml")).ok()
+    }
+
+    /// The digests of the configs that flows were ended by.
+    fn ended(&self) -> Vec<String> {
+        self.ended.lock().unwrap().clone()
+    }
+}
+
+type Begun = (mpsc::Sender<Ask>, mpsc::Sender<Change>, tokio::task::JoinHandle<io::Result<()>>);
+
+fn begin(site: &Site, kernel: &FakeKernel, ended: &Arc<Mutex<Vec<String>>>, folder: &std::path::Path) -> Begun {
+    let (asks_tx, asks) = mpsc::channel(8);
+    let (changes_tx, changes) = mpsc::channel(8);
+    changes_tx.try_send(Change::Links(links())).unwrap();
+    let (reconciler, handle) = Reconciler::new(kernel.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(reconciler.run());
+    let ended = Arc::clone(ended);
+    let flows = Flows::new(move |config: Arc<Config>, end| {
+        if end {
+            ended.lock().unwrap().push(config.digest.clone());
+        }
+        async { Ok(DOOMED) }
+    });
+    let parts = Parts {
+        changes,
+        asks,
+        reconciler: handle,
+        flows,
+        config: watch::channel(None).0,
+        site: site.clone(),
+        journal: Some(JournalFile::with_limit(&folder.join("journal"), 10_000).unwrap()),
+        tasks,
+    };
+    (asks_tx, changes_tx, tokio::spawn(run(parts)))
+}
+
+fn links() -> Links {
+    let facts = |index| LinkFacts {
+        index,
+        admin_up: true,
+        carrier: false,
+        mac: None,
+        mtu: 1500,
+        master: None,
+        driver: None,
+        pci: None,
+        ours: false,
+    };
+    Links((0..4).map(|port| (format!("eth{port}").parse().unwrap(), facts(port + 2))).collect())
+}
