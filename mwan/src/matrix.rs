@@ -149,6 +149,10 @@ pub fn would_deny(
     protocol: Protocol,
     line: Option<WanId>,
 ) -> bool {
+    // Sent by an interface that had no address yet: membership reports, DHCP.
+    if source.is_unspecified() {
+        return false;
+    }
     let mut packet = Packet::new(config, source, destination, protocol);
     if packet.from == Zone::Internet
         && let Some(wan) = line.and_then(|id| config.wan(id))
@@ -674,6 +678,12 @@ mod tests {
         let mut v6_only = site.clone();
         v6_only.wans.get_mut(&wan.name).unwrap().addressing.gateway4 = None;
         assert!(loses_line(&v6_only, class, inside, own));
+    }
+
+    #[test]
+    fn what_an_interface_sent_before_it_had_an_address_is_no_flow_to_end() {
+        let (source, group) = ("0.0.0.0".parse().unwrap(), "224.0.0.22".parse().unwrap());
+        assert!(!would_deny(&fixture::site(), source, group, Protocol::Other(2), None));
     }
 
     #[test]
