@@ -75,9 +75,7 @@ impl KernelState {
             Step::SetBuckets { key, buckets } => {
                 self.buckets.insert(key.clone(), buckets.clone());
             }
-            Step::Bury { class, kick } => {
-                self.dead.insert(*class, *kick);
-            }
+            Step::Bury(classes) => self.dead.extend(classes.iter().copied()),
             Step::DeleteRule(rule) => {
                 self.rules.remove(rule);
             }
@@ -248,10 +246,10 @@ impl Plan {
         for (key, buckets) in differing(&self.now.buckets, &want.buckets) {
             self.push(Step::SetBuckets { key, buckets });
         }
-        for (class, kick) in &want.dead {
-            if !self.now.dead.contains_key(class) {
-                self.push(Step::Bury { class: *class, kick: *kick });
-            }
+        let dying = want.dead.iter().filter(|(class, _)| !self.now.dead.contains_key(class));
+        let dying: Vec<_> = dying.map(|(class, kick)| (*class, *kick)).collect();
+        if !dying.is_empty() {
+            self.push(Step::Bury(dying));
         }
     }
 
@@ -370,13 +368,16 @@ impl fmt::Display for Step {
             ),
             Self::Revive(class) => write!(f, "allow {class} again"),
             Self::SetBuckets { key, buckets } => write!(f, "set the {} buckets of {key}: {buckets}", buckets.0.len()),
-            Self::Bury { class, kick } => {
-                write!(f, "end {class}, ")?;
-                f.write_str(match kick {
-                    Kick::All => "reset or unreachable to the inside",
-                    Kick::Tcp => "reset to the inside",
-                    Kick::Silent => "silently",
-                })
+            Self::Bury(classes) => {
+                for (index, (class, kick)) in classes.iter().enumerate() {
+                    let told = match kick {
+                        Kick::All => "reset or unreachable to the inside",
+                        Kick::Tcp => "reset to the inside",
+                        Kick::Silent => "silently",
+                    };
+                    write!(f, "{}end {class}, {told}", if index == 0 { "" } else { "; " })?;
+                }
+                Ok(())
             }
             Self::DeleteRule(rule) => write!(f, "delete rule {rule}"),
             Self::DeleteRoute(key) => write!(f, "delete route {} of table {}", key.destination, key.table),

@@ -287,11 +287,9 @@ pub enum Step {
         key: BucketKey,
         buckets: Buckets,
     },
-    /// Add the class to the table's set of dead classes, delete its conntrack entries, tell the inside ends.
-    Bury {
-        class: FlowClass,
-        kick: Kick,
-    },
+    /// Add the classes to the table's set of dead classes, delete their conntrack entries, tell the inside ends. One
+    /// step for all that die together: finding their flows takes a walk through every flow there is.
+    Bury(Vec<(FlowClass, Kick)>),
     /// `net/ipv4/ip_forward` and `net/ipv6/conf/all/forwarding`: only once the ruleset stands.
     OpenForwarding {
         name: String,

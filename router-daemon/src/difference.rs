@@ -95,7 +95,7 @@ pub fn kernel(steps: &[Step]) -> KernelChanges {
             Step::SetSysctl { .. } | Step::OpenForwarding { .. } => changes.sysctls += 1,
             Step::CloseDoor | Step::LoadRuleset { .. } => changes.ruleset = true,
             Step::SetBuckets { .. } => changes.buckets += 1,
-            Step::Bury { .. } => changes.buried += 1,
+            Step::Bury(classes) => changes.buried += classes.len(),
             Step::Revive(_) => {}
         }
     }

@@ -97,9 +97,9 @@ impl LinuxKernel {
                 self.table.remove_dead(*class)
             }
             Step::SetBuckets { key, buckets } => self.table.set_buckets(key, buckets),
-            Step::Bury { class, kick } => {
-                self.table.add_dead(*class)?;
-                self.burials.begin(*class, *kick).await
+            Step::Bury(classes) => {
+                self.table.add_dead(classes.iter().map(|(class, _)| *class))?;
+                self.burials.begin(classes.iter().copied().collect()).await
             }
             Step::DeleteRule(rule) => routing::delete_rule(route, rule),
             Step::DeleteRoute(key) => routing::delete_route(route, key),

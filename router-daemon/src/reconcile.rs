@@ -246,11 +246,9 @@ enum Why {
 /// could let one pass that the config denies.
 fn moves_traffic_only(step: &Step) -> bool {
     match step {
-        Step::SetRoute { .. }
-        | Step::Revive(_)
-        | Step::SetBuckets { .. }
-        | Step::Bury { .. }
-        | Step::DeleteRoute(_) => true,
+        Step::SetRoute { .. } | Step::Revive(_) | Step::SetBuckets { .. } | Step::Bury(_) | Step::DeleteRoute(_) => {
+            true
+        }
         Step::CloseDoor
         | Step::SetLink { .. }
         | Step::SetSysctl { .. }
@@ -299,7 +297,7 @@ impl Failed {
             },
             // Others do not rely on these. A deletion that failed is tried again.
             Step::SetSysctl { .. }
-            | Step::Bury { .. }
+            | Step::Bury(_)
             | Step::OpenForwarding { .. }
             | Step::DeleteRule(_)
             | Step::DeleteRoute(_)
@@ -323,7 +321,7 @@ impl Failed {
             Step::AddAddress(address) => self.links.contains(&address.link),
             Step::SetRoute { hop, .. } => link_of(hop).is_some_and(|link| self.links.contains(link)),
             Step::Revive(_) | Step::OpenForwarding { .. } => self.ruleset,
-            Step::SetBuckets { .. } | Step::Bury { .. } => self.ruleset || self.traffic,
+            Step::SetBuckets { .. } | Step::Bury(_) => self.ruleset || self.traffic,
             Step::DeleteAddress(address) => self.ruleset || self.make || self.links.contains(&address.link),
             Step::DeleteRule(_) | Step::DeleteRoute(_) | Step::DeleteLink(_) => self.ruleset || self.make,
         }

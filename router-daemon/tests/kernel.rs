@@ -301,7 +301,7 @@ fn buckets_flip_and_classes_die_and_revive_without_nft() {
         println!("observing: {:?}, fastest {:?}", looks[45], looks[0]);
         for _ in 0..2 {
             let started = Instant::now();
-            kernel.apply(&Step::Bury { class: class(1), kick: Kick::Silent }).await.unwrap();
+            kernel.apply(&Step::Bury(vec![(class(1), Kick::Silent)])).await.unwrap();
             println!("bury nothing: {:?}", started.elapsed());
             want.dead.insert(class(1), Kick::All);
             assert_eq!(kernel.observe(&want).await.unwrap(), want);
@@ -347,7 +347,7 @@ fn a_buried_class_is_reset_and_every_other_flow_lives() {
         for (family, dead) in [(Family::V4, 0), (Family::V6, 2)] {
             let started = Instant::now();
             let class = FlowClass { family, ..class(1) };
-            kernel.apply(&Step::Bury { class, kick: Kick::All }).await.unwrap();
+            kernel.apply(&Step::Bury(vec![(class, Kick::All)])).await.unwrap();
             let applied = started.elapsed();
             let (stream, datagrams) = (tcp[dead].try_clone().unwrap(), udp[dead].try_clone().unwrap());
             let (reset, refused) = client.run(move || (end_of(&stream), end_of_datagrams(&datagrams)));
@@ -378,7 +378,7 @@ fn flows_born_after_the_deletion_are_swept() {
         // As if the packet had passed the table before the class died.
         ruleset.chains.get_mut("hook_forward").unwrap().retain(|rule| !rule.contains("@dead"));
         kernel.apply(&load(&want)).await.unwrap();
-        kernel.apply(&Step::Bury { class: class(1), kick: Kick::All }).await.unwrap();
+        kernel.apply(&Step::Bury(vec![(class(1), Kick::All)])).await.unwrap();
         let socket = client.run(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.connect("198.51.100.1:7").unwrap();
@@ -391,7 +391,7 @@ fn flows_born_after_the_deletion_are_swept() {
         assert_eq!(client.run(move || end_of_datagrams(&socket)), Some(ErrorKind::ConnectionRefused));
 
         // A revived class is left alone.
-        kernel.apply(&Step::Bury { class: class(1), kick: Kick::All }).await.unwrap();
+        kernel.apply(&Step::Bury(vec![(class(1), Kick::All)])).await.unwrap();
         kernel.apply(&Step::Revive(class(1))).await.unwrap();
         client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"hello", "198.51.100.1:7").unwrap());
         tokio::time::sleep(Duration::from_millis(300)).await;

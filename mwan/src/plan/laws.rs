@@ -43,8 +43,8 @@ proptest! {
         let (first, _) = plan.split_at(cut.index(plan.len() + 1));
         let rest = carry_out(&start, first).plan_to(&goal);
         let buried: BTreeSet<_> = first.iter().chain(&rest).filter_map(|step| {
-            if let Step::Bury { class, .. } = step { Some(*class) } else { None }
-        }).collect();
+            if let Step::Bury(classes) = step { Some(classes) } else { None }
+        }).flatten().map(|(class, _)| *class).collect();
         let dies: BTreeSet<_> = goal.dead.keys().filter(|class| !start.dead.contains_key(class)).copied().collect();
         prop_assert!(buried.is_superset(&dies));
     }
@@ -130,7 +130,7 @@ fn a_change_of_health_is_buckets_and_burials_and_nothing_else() {
     let plan = start.plan_to(&wanted(&site, &decision, &everything()));
     assert_eq!(plan.len(), 5);
     assert!(plan.iter().take(4).all(|step| matches!(step, Step::SetBuckets { .. })));
-    assert_eq!(plan.last(), Some(&Step::Bury { class, kick: Kick::All }));
+    assert_eq!(plan.last(), Some(&Step::Bury(vec![(class, Kick::All)])));
 }
 
 /// A kernel as it may be found, and one as it may be wanted.
@@ -342,7 +342,7 @@ fn rank(step: &Step) -> u8 {
         Step::LoadRuleset { .. } => 6,
         Step::Revive(_) => 7,
         Step::SetBuckets { .. } => 8,
-        Step::Bury { .. } => 9,
+        Step::Bury(_) => 9,
         Step::OpenForwarding { .. } => 10,
         Step::DeleteRule(_) => 11,
         Step::DeleteRoute(_) => 12,

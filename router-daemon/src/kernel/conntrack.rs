@@ -32,18 +32,43 @@ pub(crate) struct Tuple {
     pub(crate) destination_port: u16,
 }
 
-/// The flows of a class, at most so many.
-pub(crate) fn flows(socket: &mut Socket, class: FlowClass, limit: usize) -> io::Result<Vec<Flow>> {
+/// A flow, and by what the kernel finds it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) class: FlowClass,
+    pub(crate) flow: Flow,
+    original: Vec<u8>,
+    id: u32,
+}
+
+/// The flows of these classes of a line, in one walk; at most so many.
+pub(crate) fn flows(
+    socket: &mut Socket,
+    line: WanId,
+    wanted: impl Fn(FlowClass) -> bool,
+    limit: usize,
+) -> io::Result<Vec<Found>> {
+    let question = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0])
+        .be32(CTA_MARK, line.mark().0)
+        .be32(CTA_MARK_MASK, Mark::WAN_MASK);
     let mut flows = Vec::new();
-    socket.dump_into(of_class(IPCTNL_MSG_CT_GET, class), |message| {
+    socket.dump_into(question, |message| {
         if flows.len() < limit {
-            flows.extend(flow(&message).filter(|flow| flow.family == class.family));
+            flows.extend(found(&message).filter(|found| wanted(found.class)));
         }
     })?;
     Ok(flows)
 }
 
-/// Ends every flow of a class, in one message.
+/// Ends one flow, without a walk. A flow that has taken its place since is another.
+pub(crate) fn end_one(socket: &mut Socket, found: &Found) -> io::Result<()> {
+    let message = Message::new(kind(IPCTNL_MSG_CT_DELETE), 0, &[af(found.flow.family), 0, 0, 0])
+        .attr(CTA_TUPLE_ORIG | NLA_F_NESTED, &found.original)
+        .be32(CTA_ID, found.id);
+    done_if(socket.ask(message), &[Errno::ENOENT]).map(drop)
+}
+
+/// Ends every flow of a class, in one message and one walk through all flows.
 pub(crate) fn end(socket: &mut Socket, class: FlowClass) -> io::Result<()> {
     done_if(socket.ask(of_class(IPCTNL_MSG_CT_DELETE, class)), &[Errno::ENOENT]).map(drop)
 }
@@ -97,6 +122,17 @@ fn of_class(message: u16, class: FlowClass) -> Message {
         .be32(CTA_MARK_MASK, FlowClass::MASK)
 }
 
+fn found(message: &Received) -> Option<Found> {
+    let attributes = message.attributes(NFGENMSG);
+    let flow = flow(message)?;
+    Some(Found {
+        class: FlowClass::from_mark(flow.family, flow.mark)?,
+        flow,
+        original: attributes.get(CTA_TUPLE_ORIG)?.to_vec(),
+        id: attributes.be32(CTA_ID)?,
+    })
+}
+
 fn flow(message: &Received) -> Option<Flow> {
     let attributes = message.attributes(NFGENMSG);
     Some(Flow {
@@ -133,6 +169,7 @@ const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_MARK: u16 = 8;
+const CTA_ID: u16 = 12;
 const CTA_MARK_MASK: u16 = 21;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;

@@ -80,11 +80,13 @@ pub(crate) fn set_buckets(
     socket.batch(frame(generation), vec![out, into])
 }
 
-pub(crate) fn add_dead(socket: &mut Socket, generation: Generation, class: FlowClass) -> io::Result<()> {
+/// Without `NLM_F_EXCL`, classes that are there already do no harm.
+pub(crate) fn add_dead(socket: &mut Socket, generation: Generation, classes: &[FlowClass]) -> io::Result<()> {
     let add = elements_message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, DEAD, |list| {
-        list.nest(NFTA_LIST_ELEM, |element| with_key(element, &dead_key(class)))
+        let with = |list: Message, class| list.nest(NFTA_LIST_ELEM, |element| with_key(element, &dead_key(class)));
+        classes.iter().copied().fold(list, with)
     });
-    done_if(socket.batch(frame(generation), vec![add]), &[Errno::EEXIST])
+    socket.batch(frame(generation), vec![add])
 }
 
 pub(crate) fn remove_dead(socket: &mut Socket, generation: Generation, class: FlowClass) -> io::Result<()> {

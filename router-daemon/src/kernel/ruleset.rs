@@ -132,13 +132,14 @@ impl Table {
         Ok(())
     }
 
-    pub(crate) fn add_dead(&mut self, class: FlowClass) -> io::Result<()> {
-        if self.knows(class) == Some(true) {
+    pub(crate) fn add_dead(&mut self, classes: impl Iterator<Item = FlowClass>) -> io::Result<()> {
+        let unknown: Vec<_> = classes.filter(|class| self.knows(*class) != Some(true)).collect();
+        if unknown.is_empty() {
             return Ok(());
         }
-        self.change(|socket, generation, _| elements::add_dead(socket, generation, class))?;
+        self.change(|socket, generation, _| elements::add_dead(socket, generation, &unknown))?;
         if let Some((_, seen)) = &mut self.seen {
-            seen.dead.insert(class);
+            seen.dead.extend(unknown);
         }
         Ok(())
     }

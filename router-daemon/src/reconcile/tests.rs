@@ -244,7 +244,7 @@ fn nothing_that_could_let_a_packet_pass_follows_a_ruleset_that_failed() {
     let failed = Failed { ruleset: true, ..Failed::default() };
     assert!(failed.forbids(&open));
     assert!(failed.forbids(&Step::Revive(class)));
-    assert!(failed.forbids(&Step::Bury { class, kick: Kick::All }));
+    assert!(failed.forbids(&Step::Bury(vec![(class, Kick::All)])));
     assert!(!Failed::default().forbids(&open));
 }
 
@@ -255,7 +255,7 @@ fn flows_are_not_ended_while_their_successors_still_go_the_old_way() {
     let (key, buckets) = want.buckets.first_key_value().unwrap();
     let mut failed = Failed::default();
     failed.note(&Step::SetBuckets { key: key.clone(), buckets: buckets.clone() });
-    assert!(failed.forbids(&Step::Bury { class, kick: Kick::All }));
+    assert!(failed.forbids(&Step::Bury(vec![(class, Kick::All)])));
 }
 
 /// A reconciler at work on a fake kernel. Dropping it kills it wherever it is.
