@@ -30,6 +30,46 @@ impl Traffic<'_> {
         rules
     }
 
+    /// Single destinations and ports as elements of a set, each with the key it stands under, and the ports for which
+    /// that cannot be said. A key that holds two interfaces has no room for two IPv6 addresses more, so what is
+    /// limited by its source stays a rule.
+    pub(super) fn singles(&self) -> (Vec<(String, String)>, Option<PortSet>) {
+        let whole = || (Vec::new(), self.ports.cloned());
+        let (None, None, Some(ports)) = (self.source, self.source_ports, self.ports) else { return whole() };
+        let mut hosts = vec![(String::new(), String::new())];
+        if let Some(set) = self.destination {
+            let single = set.v4.iter().all(|range| range.start() == range.end())
+                && set.v6.iter().all(|range| range.start() == range.end());
+            if !single {
+                return whole();
+            }
+            hosts.clear();
+            for family in Family::ALL {
+                let key = format!("{} daddr . ", keyword(family));
+                hosts.extend(elements(set, family).into_iter().map(|host| (key.clone(), format!("{host} . "))));
+            }
+        }
+        let mut rest = PortSet { tcp: Vec::new(), udp: Vec::new(), ..ports.clone() };
+        let mut singles = Vec::new();
+        for (protocol, ranges, left) in [("tcp", &ports.tcp, &mut rest.tcp), ("udp", &ports.udp, &mut rest.udp)] {
+            for range in ranges {
+                if range.start() == range.end() {
+                    singles.push(format!("{protocol} . {}", range.start()));
+                } else {
+                    left.push(range.clone());
+                }
+            }
+        }
+        if hosts.len().saturating_mul(singles.len()) > MOST_SINGLES {
+            return whole();
+        }
+        let found = hosts.iter().flat_map(|(key, host)| {
+            let key = format!("{key}meta l4proto . th dport");
+            singles.iter().map(move |port| (key.clone(), format!("{host}{port}")))
+        });
+        (found.collect(), Some(rest))
+    }
+
     fn addresses(&self, family: Option<Family>) -> Option<String> {
         let Some(family) = family else { return Some(String::new()) };
         let mut parts = Vec::new();
@@ -91,6 +131,9 @@ impl Traffic<'_> {
 
 /// The port ranges of one protocol.
 type Pick = fn(&PortSet) -> &[RangeInclusive<u16>];
+
+/// Above this a permit's hosts times its ports is better two small sets than one large one.
+const MOST_SINGLES: usize = 256;
 
 /// The elements of this family, as nft writes ranges.
 pub(super) fn elements(set: &AddressSet, family: Family) -> Vec<String> {

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use config::Config;
-use config::model::{AddressSet, Allow, Balance, Cell, Internet, Kick, Nat6, Permit, PortSet, Steer, Vlan, Wan};
+use config::model::{AddressSet, Allow, Balance, Cell, Internet, Kick, Nat6, Permit, PortSet, Steer, Wan};
 use config::units::{Family, Mark, PolicyId, VlanName};
 use ipnet::IpNet;
 
@@ -320,18 +320,21 @@ impl Table<'_> {
         let mut hook = vec!["type filter hook input priority filter; policy drop;".to_owned()];
         hook.push("iifname \"lo\" accept".to_owned());
         hook.push("ct state vmap { established : accept, related : accept, invalid : goto deny_invalid }".to_owned());
-        let vlans = self.vlans(|vlan| format!("goto in_{}", vlan.id));
+        let mut shared = BTreeMap::new();
+        let config = self.config;
+        let mut vlans = Vec::new();
+        for vlan in config.vlans.values() {
+            let mut rules = vec!["jump ipv6_basics".to_owned()];
+            rules.extend(input_rules(&vlan.input));
+            rules.push("goto deny_in".to_owned());
+            let chain = self.shared(&mut shared, rules, || format!("in_{}", vlan.id));
+            vlans.push(format!("\"{}\" : goto {chain}", vlan.interface));
+        }
         let wans = self.wans(|wan| format!("goto win_{}", wan.id));
         hook.extend(vmap("iifname", &[vlans, wans].concat()));
         hook.push("goto deny_in".to_owned());
         self.chain("hook_input", hook);
 
-        for vlan in self.config.vlans.values() {
-            let mut rules = vec!["jump ipv6_basics".to_owned()];
-            rules.extend(input_rules(&vlan.input));
-            rules.push("goto deny_in".to_owned());
-            self.chain(&format!("in_{}", vlan.id), rules);
-        }
         self.chain(
             "ipv6_basics",
             vec![
@@ -387,8 +390,7 @@ impl Table<'_> {
         hook.push("ct state vmap { established : accept, related : accept, invalid : goto deny_invalid }".to_owned());
         let lines = self.wans(|wan| format!("goto out_{}", wan.id));
         hook.extend(vmap("oifname", &lines));
-        let cells = self.cells();
-        hook.extend(vmap("iifname . oifname", &cells));
+        hook.extend(self.cells());
         hook.push("goto deny".to_owned());
         self.chain("hook_forward", hook);
         self.chain("pass", vec!["add @allowed { iifname . oifname }".to_owned(), "accept".to_owned()]);
@@ -429,19 +431,61 @@ impl Table<'_> {
         self.chain("dead_flow", rules);
     }
 
+    /// Permits to single hosts and ports, the mass of a large matrix, are elements of one set per kind of key for all
+    /// cells: a set and a chain for each cell would take nft a thousand times as long to load. The rest of a cell
+    /// stands in a chain, which cells with equal rules share.
     fn cells(&mut self) -> Vec<String> {
         let mut pairs: BTreeMap<(&VlanName, &VlanName), Vec<&Cell>> = BTreeMap::new();
         for cell in self.config.cells.iter().filter(|cell| cell.enabled) {
             pairs.entry((&cell.from, &cell.to)).or_default().push(cell);
         }
-        let mut elements = Vec::new();
+        let mut singles: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut shared = BTreeMap::new();
+        let mut by_pair = Vec::new();
         for ((from, to), cells) in pairs {
             let (Some(from), Some(to)) = (self.config.vlans.get(from), self.config.vlans.get(to)) else { continue };
-            let chain = format!("c_{}_{}", from.id, to.id);
-            elements.push(format!("\"{}\" . \"{}\" : jump {chain}", from.interface, to.interface));
-            self.chain(&chain, cells.into_iter().flat_map(cell_rules).collect());
+            let pair = format!("\"{}\" . \"{}\"", from.interface, to.interface);
+            // The first entry that permits a flow says whether it is logged: those cells keep their order.
+            let in_order = cells.iter().any(|cell| cell.log);
+            let mut rules = Vec::new();
+            for cell in cells {
+                rules.extend(cell_rules(cell, |traffic| {
+                    if in_order {
+                        return traffic.ports.cloned();
+                    }
+                    let (found, rest) = traffic.singles();
+                    for (key, element) in found {
+                        let elements = singles.entry(format!("iifname . oifname . {key}")).or_default();
+                        elements.insert(format!("{pair} . {element}"));
+                    }
+                    rest
+                }));
+            }
+            let verdict = match rules.as_slice() {
+                [] => continue,
+                [all] if all == PASS => PASS.to_owned(),
+                _ => format!("jump {}", self.shared(&mut shared, rules, || format!("c_{}_{}", from.id, to.id))),
+            };
+            by_pair.push(format!("{pair} : {verdict}"));
         }
-        elements
+        let singles = singles.into_iter().filter_map(|(key, elements)| rule(&key, &Vec::from_iter(elements), PASS));
+        singles.chain(vmap("iifname . oifname", &by_pair)).collect()
+    }
+
+    /// The chain that holds these rules, made under this name where there is none.
+    fn shared(
+        &mut self,
+        chains: &mut BTreeMap<Vec<String>, String>,
+        rules: Vec<String>,
+        name: impl FnOnce() -> String,
+    ) -> String {
+        if let Some(chain) = chains.get(&rules) {
+            return chain.clone();
+        }
+        let name = name();
+        self.chain(&name, rules.clone());
+        chains.insert(rules, name.clone());
+        name
     }
 
     fn egress(&mut self) -> Vec<String> {
@@ -511,30 +555,31 @@ impl Table<'_> {
         self.config.wans.values().map(|wan| format!("\"{}\" : {}", wan.interface, verdict(wan))).collect()
     }
 
-    fn vlans(&self, verdict: impl Fn(&Vlan) -> String) -> Vec<String> {
-        self.config.vlans.values().map(|vlan| format!("\"{}\" : {}", vlan.interface, verdict(vlan))).collect()
-    }
-
     fn policies_with(&self, kicks: &[Kick]) -> Vec<String> {
         let told = self.config.policies.values().filter(|policy| kicks.contains(&policy.kick));
         told.map(|policy| format!("{:#010x}", policy_mark(policy.id))).collect()
     }
 }
 
-fn cell_rules(cell: &Cell) -> Vec<String> {
+/// `rest` is handed each permit and says which of its ports still need a rule.
+fn cell_rules(cell: &Cell, mut rest: impl FnMut(&Traffic<'_>) -> Option<PortSet>) -> Vec<String> {
     let verdict =
         if cell.log { format!("{} goto pass", log(&format!("allow {}", cell.line.0))) } else { PASS.to_owned() };
-    let matched = |destination: Option<&AddressSet>, ports: Option<&PortSet>| {
-        Traffic { source: cell.from_hosts.as_ref(), destination, source_ports: None, ports }.rules()
-    };
-    let rules = match &cell.allow {
-        Allow::Any => matched(cell.to_hosts.as_ref(), None),
-        Allow::Services(permits) => permitted(permits, cell.to_hosts.as_ref())
-            .iter()
-            .flat_map(|(hosts, ports)| matched(hosts.as_ref(), Some(ports)))
-            .collect(),
-    };
-    rules.iter().map(|matched| join(&[matched, &verdict])).collect()
+    let mut matched = Vec::new();
+    match &cell.allow {
+        Allow::Any => matched = traffic(cell, cell.to_hosts.as_ref(), None).rules(),
+        Allow::Services(permits) => {
+            for (hosts, ports) in permitted(permits, cell.to_hosts.as_ref()) {
+                let left = rest(&traffic(cell, hosts.as_ref(), Some(&ports)));
+                matched.extend(traffic(cell, hosts.as_ref(), left.as_ref()).rules());
+            }
+        }
+    }
+    matched.iter().map(|matched| join(&[matched, &verdict])).collect()
+}
+
+fn traffic<'a>(cell: &'a Cell, destination: Option<&'a AddressSet>, ports: Option<&'a PortSet>) -> Traffic<'a> {
+    Traffic { source: cell.from_hosts.as_ref(), destination, source_ports: None, ports }
 }
 
 fn input_rules(permits: &[Permit]) -> Vec<String> {
