@@ -26,6 +26,7 @@ mod elements;
 pub mod fake;
 mod kick;
 mod links;
+mod listing;
 mod netlink;
 pub mod nflog;
 mod routing;
@@ -113,7 +114,7 @@ impl Kernel for LinuxKernel {
     async fn observe(&mut self, want: &KernelState) -> Result<KernelState, ObserveError> {
         let route = &mut self.route;
         let links = read("links", links::Table::read(route))?;
-        let table = read("the nft table", self.table.observe().await)?;
+        let table = read("the nft table", self.table.observe())?;
         Ok(KernelState {
             links: links.observed(want),
             addresses: read("addresses", routing::addresses(route, &links))?,

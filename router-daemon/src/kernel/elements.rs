@@ -173,7 +173,7 @@ fn class(key: &[u8]) -> Option<FlowClass> {
 }
 
 /// What is not there holds nothing: the boot ruleset counts nothing.
-fn dump(socket: &mut Socket, set: &str, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
+pub(crate) fn dump(socket: &mut Socket, set: &str, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
     let question =
         message(NFT_MSG_GETSETELEM, 0).text(NFTA_SET_ELEM_LIST_TABLE, TABLE).text(NFTA_SET_ELEM_LIST_SET, set);
     let replies = done_if(socket.dump(&question), &[Errno::ENOENT])?;
@@ -196,7 +196,7 @@ fn with_key(element: Message, key: &[u8]) -> Message {
     element.nest(NFTA_SET_ELEM_KEY, |data| data.attr(NFTA_DATA_VALUE, key))
 }
 
-fn message(kind: u16, flags: u16) -> Message {
+pub(crate) fn message(kind: u16, flags: u16) -> Message {
     Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &[NFPROTO_INET, 0, 0, 0])
 }
 
@@ -211,7 +211,7 @@ fn frame(generation: Generation) -> [Message; 2] {
 
 const DEAD: &str = "dead";
 const IFNAMSIZ: usize = 16;
-const NFGENMSG: usize = 4;
+pub(crate) const NFGENMSG: usize = 4;
 const NFPROTO_INET: u8 = 1;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;

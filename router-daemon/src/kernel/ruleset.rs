@@ -1,10 +1,10 @@
 //! The table `inet quadway` as a whole. `nft` runs as a child with the script on its standard input: libnftables
 //! has crashed on inputs, and a crash of the child costs one failed step.
 //!
-//! The kernel rewrites what it is given, so a listing cannot be compared with the text that was loaded. Instead the
-//! table is listed once after loading; a digest of that, without what changes by itself (handles, counters, live
-//! elements), is the baseline that later listings must equal. It is kept in the run directory under the generation
-//! it belongs to, so that a restarted daemon adopts what it finds.
+//! The kernel rewrites what it is given, so what stands there cannot be compared with the text that was loaded.
+//! Instead the table is listed once after loading, and the digest of that is the baseline that later listings must
+//! equal. It is kept in the run directory under the generation it belongs to, so that a restarted daemon adopts
+//! what it finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -14,14 +14,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mwan::script::{Inventory, close_door_script};
-use mwan::state::{BucketKey, Buckets, FlowClass, Ruleset, RulesetState, TABLE};
+use mwan::state::{BucketKey, Buckets, FlowClass, Ruleset, RulesetState};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::elements::{self, Generation};
+use super::listing::Listing;
 use super::netlink::{NETLINK_NETFILTER, Socket, errno};
 
 /// The table as it stands.
@@ -65,13 +64,13 @@ impl Table {
     }
 
     /// Costs one question to the kernel while no nft transaction has happened anywhere in the namespace.
-    pub(crate) async fn observe(&mut self) -> io::Result<Seen> {
+    pub(crate) fn observe(&mut self) -> io::Result<Seen> {
         for _ in 0..TRIES {
             let before = Generation::read(&mut self.socket)?;
             if let Some((_, seen)) = self.seen.as_ref().filter(|(generation, _)| *generation == before) {
                 return Ok(seen.clone());
             }
-            let seen = self.read().await?;
+            let seen = self.read()?;
             if Generation::read(&mut self.socket)? == before {
                 self.seen = Some((before, seen.clone()));
                 return Ok(seen);
@@ -87,7 +86,7 @@ impl Table {
         buckets: &[(BucketKey, Buckets)],
         dead: &[FlowClass],
     ) -> io::Result<()> {
-        let found = self.observe().await?;
+        let found = self.observe()?;
         let gentle = ruleset.script(&found.inventory, buckets, dead);
         if let Err(error) = self.nft.load(&gentle).await {
             if found.state == RulesetState::Absent {
@@ -97,7 +96,7 @@ impl Table {
             self.nft.load(&ruleset.script_from_nothing(buckets, dead)).await?;
         }
         let before = Generation::read(&mut self.socket)?;
-        let listing = self.nft.list().await?;
+        let listing = Listing::read(&mut self.socket)?;
         if !listing.inventory.chains.contains(&generation_chain(&ruleset.generation)) {
             return Err(io::Error::other("nft reported success, and the table is not there"));
         }
@@ -183,11 +182,11 @@ impl Table {
         Err(io::Error::other("somebody else keeps changing nftables"))
     }
 
-    async fn read(&mut self) -> io::Result<Seen> {
+    fn read(&mut self) -> io::Result<Seen> {
         if !elements::table_exists(&mut self.socket)? {
             return Ok(Seen::default());
         }
-        let listing = self.nft.list().await?;
+        let listing = Listing::read(&mut self.socket)?;
         self.seen_in(listing)
     }
 
@@ -212,47 +211,6 @@ impl Table {
             }
         }
         Ok(Seen { state, buckets, dead: elements::dead(&mut self.socket)?, inventory: listing.inventory })
-    }
-}
-
-/// A listing of the table.
-struct Listing {
-    inventory: Inventory,
-    digest: String,
-}
-
-impl Listing {
-    fn parse(json: &[u8]) -> io::Result<Self> {
-        let mut listing: Value = serde_json::from_slice(json)?;
-        let mut inventory = Inventory::default();
-        let objects = listing.get_mut("nftables").and_then(Value::as_array_mut);
-        for object in objects.into_iter().flatten() {
-            for (kind, names) in
-                [("set", &mut inventory.sets), ("map", &mut inventory.maps), ("chain", &mut inventory.chains)]
-            {
-                if let Some(name) = object.pointer(&format!("/{kind}/name")).and_then(Value::as_str) {
-                    names.insert(name.to_owned());
-                }
-            }
-            keep_what_stands(object);
-        }
-        let digest = Sha256::digest(listing.to_string().as_bytes());
-        Ok(Self { inventory, digest: format!("{digest:x}") })
-    }
-}
-
-/// Strips handles, counts, and the version of the program that made the listing.
-fn keep_what_stands(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|name, _| name != "handle" && name != "metainfo");
-            if let Some(Value::Object(counter)) = fields.get_mut("counter") {
-                counter.retain(|name, _| name != "packets" && name != "bytes");
-            }
-            fields.values_mut().for_each(keep_what_stands);
-        }
-        Value::Array(values) => values.iter_mut().for_each(keep_what_stands),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 
@@ -292,11 +250,6 @@ impl Nft {
 
     async fn load(&self, script: &str) -> io::Result<()> {
         self.run(&["-f", "-"], Some(script)).await.map(drop)
-    }
-
-    /// Without the elements of named sets and maps.
-    async fn list(&self) -> io::Result<Listing> {
-        Listing::parse(&self.run(&["--json", "--terse", "list", "table", "inet", TABLE], None).await?)
     }
 
     async fn run(&self, arguments: &[&str], input: Option<&str>) -> io::Result<Vec<u8>> {
@@ -373,23 +326,5 @@ mod tests {
         ] {
             assert_eq!(is_new_enough(version), fine, "{version}");
         }
-    }
-
-    #[test]
-    fn a_listing_is_the_same_whatever_was_counted() {
-        let listing = |handle: u32, packets: u32, verdict: &str| {
-            let text = format!(
-                r#"{{"nftables": [{{"metainfo": {{"version": "1.1.3"}}}},
-                {{"chain": {{"name": "gen_a", "handle": {handle}}}}}, {{"set": {{"name": "dead"}}}},
-                {{"rule": {{"handle": {handle}, "expr": [{{"counter": {{"packets": {packets}, "bytes": 9}}}},
-                {{"{verdict}": null}}]}}}}]}}"#
-            );
-            Listing::parse(text.as_bytes()).unwrap()
-        };
-        let first = listing(1, 0, "drop");
-        assert_eq!(first.digest, listing(7, 5, "drop").digest);
-        assert_ne!(first.digest, listing(1, 0, "accept").digest);
-        assert!(first.inventory.chains.contains("gen_a"));
-        assert!(first.inventory.sets.contains("dead"));
     }
 }

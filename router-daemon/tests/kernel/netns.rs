@@ -1,5 +1,7 @@
 //! Network namespaces for tests. A namespace belongs to the thread that made it; sockets opened there stay there.
 
+#![allow(dead_code, reason = "several tests share this file, and none uses all of it")]
+
 use std::future::Future;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
