@@ -11,6 +11,7 @@ pub mod netns;
 pub mod root;
 pub mod site;
 pub mod traffic;
+pub mod watch;
 pub mod world;
 
 /// Whether labs can be built here; if not, why. With `QUADWAY_MUST_RUN` set, as `make test` sets it, a test may
