@@ -29,6 +29,10 @@ pub(super) fn routes(
     present: impl Fn(&IfName) -> bool,
 ) -> BTreeMap<RouteKey, NextHop> {
     let mut routes = BTreeMap::new();
+    // While a VLAN is gone, main has no route to it; the router's own packets must not take the default for it.
+    for net in config.vlans.values().flat_map(|vlan| &vlan.addresses) {
+        routes.insert(key(Family::of(net.addr()), TableId::ROUTER, net.trunc()), NextHop::Unreachable);
+    }
     for wan in config.wans.values().filter(|wan| present(&wan.interface)) {
         for family in Family::ALL {
             let (Some(gateway), Some(source)) = (wan.gateway(family), wan.source(family)) else { continue };
