@@ -39,6 +39,8 @@ pub struct View {
 /// How applying has gone so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applies {
+    /// The kernel is as the router wants it at this moment.
+    pub current: bool,
     pub succeeded: u64,
     pub failed: u64,
     /// Times the kernel was found changed by somebody else and put right.

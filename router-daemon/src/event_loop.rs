@@ -287,6 +287,7 @@ impl Core {
         let progress = self.reconciler.progress.borrow();
         let failing = progress.failures.iter().map(|(step, reason)| format!("{step}: {reason}")).collect::<Vec<_>>();
         Applies {
+            current: progress.serial == self.serial && progress.passes > 0 && progress.failures.is_empty(),
             succeeded: progress.succeeded,
             failed: progress.failed,
             drift_repaired: progress.drift_repaired,

@@ -168,6 +168,7 @@ pub(crate) fn view() -> View {
         },
         decision: Decision::default(),
         applies: Applies {
+            current: true,
             succeeded: 4,
             failed: 1,
             drift_repaired: 2,
