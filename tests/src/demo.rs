@@ -134,7 +134,7 @@ pub fn way_out(config: &Config) -> Option<(&Vlan, u16)> {
     })
 }
 
-/// Waits until every line is used in both families.
+/// Waits until every line is used in both families, and the kernel does it.
 pub fn wait_until_good(lab: &Lab, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     loop {
@@ -142,7 +142,9 @@ pub fn wait_until_good(lab: &Lab, patience: Duration) -> Result<()> {
         let status: serde_json::Value = serde_json::from_str(&status).context("status is no JSON")?;
         let lines = status["wans"].as_array().map_or(&[][..], Vec::as_slice);
         let families = || lines.iter().flat_map(|wan| wan["families"].as_array().into_iter().flatten());
-        if families().count() == 2 * lab.site().wans.len() && families().all(|family| family["usable"] == true) {
+        let done = status["applies"]["current"] == true;
+        if done && families().count() == 2 * lab.site().wans.len() && families().all(|family| family["usable"] == true)
+        {
             return Ok(());
         }
         if Instant::now() > deadline {

@@ -51,10 +51,13 @@ pub fn usable(lab: &Lab, wan: &str, family: &str) -> Result<bool> {
     Ok(line(&status(lab)?, wan, family)["usable"] == true)
 }
 
-/// Waits until a line may, or may not, be used in a family; tells how long that took.
+/// Waits until a line may, or may not, be used in a family, and the kernel knows; tells how long that took.
 pub fn wait_usable(lab: &Lab, wan: &str, family: &str, wanted: bool) -> Result<Duration> {
     let what = if wanted { "usable" } else { "unusable" };
-    wait(&format!("{wan} is {what} in {family}"), || Ok(usable(lab, wan, family)? == wanted))
+    wait(&format!("{wan} is {what} in {family}"), || {
+        let status = status(lab)?;
+        Ok(status["applies"]["current"] == true && (line(&status, wan, family)["usable"] == true) == wanted)
+    })
 }
 
 /// Waits until something is so; tells how long that took.
@@ -83,7 +86,7 @@ pub fn flows(lab: &Lab) -> Result<Vec<Flow>> {
 }
 
 /// Lets every ISP drop and count what its customer may not send: packets that carry the address of another line,
-/// or that are for private networks.
+/// or that are for the VLANs or another private IPv4 network.
 pub fn strict(lab: &Lab) -> Result<()> {
     for wan in &lab.site().wans {
         let script = format!(
@@ -91,7 +94,7 @@ pub fn strict(lab: &Lab) -> Result<()> {
              chain incoming {{\ntype filter hook prerouting priority -300\n\
              iifname != \"cust\" accept\n\
              ip daddr {{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }} counter name private drop\n\
-             ip6 daddr fc00::/7 counter name private drop\n\
+             ip6 daddr fd10::/16 counter name private drop\n\
              ip saddr != {own4} counter name strays drop\n\
              ip6 saddr != {{ {own6}, fe80::/10, :: }} counter name strays drop\n}}\n}}\n",
             own4 = wan.router4.addr(),

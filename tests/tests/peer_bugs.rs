@@ -64,7 +64,12 @@ fn peer_bug_01_open_tcp_is_reset_when_its_line_dies() {
             println!("{fault}: reset after {} ms", took.as_millis());
             assert!(took < Duration::from_secs(2), "{fault}: {took:?}");
         }
-        assert!(open.values_mut().flatten().all(|stream| echoes(stream, PATIENCE)), "other lines' connections go on");
+        for (other, streams) in &mut open {
+            assert!(
+                streams.iter_mut().all(|stream| echoes(stream, PATIENCE)),
+                "{fault} on wan{number}: wan{other} too"
+            );
+        }
         let left: Vec<_> = flows(&lab).unwrap().into_iter().filter(|flow| flow.wan == u32::from(number)).collect();
         assert!(left.is_empty(), "{fault}: {left:?}");
         lab.heal(number).unwrap();
@@ -81,7 +86,8 @@ fn peer_bug_04_failback_strands_no_client_that_reconnects_fast() {
     for fault in ["blackhole", "carrier", "blackhole"] {
         lab.fail(1, fault.parse().unwrap()).unwrap();
         wait_usable(&lab, "wan1", "v4", false).unwrap();
-        wait("every client is on the backup", || Ok(clients.iter().all(|client| client.line(&lab) == Some(2)))).unwrap();
+        wait("every client is on the backup", || Ok(clients.iter().all(|client| client.line(&lab) == Some(2))))
+            .unwrap();
         lab.heal(1).unwrap();
         wait_usable(&lab, "wan1", "v4", true).unwrap();
         wait("every client is back on the line its policy uses", || {
@@ -267,9 +273,8 @@ fn peer_bug_14_flows_between_vlans_lose_nothing_when_a_line_dies() {
     let host = lab.host(10);
     let inside = |v6, port| SocketAddr::new(lab.site().vlans[1].address(v6).unwrap(), port);
     let inner = [inside(false, 7300), inside(true, 7300)].map(|to| UdpFlow::start(&host, None, to, 500).unwrap());
-    let mut open: Vec<_> = [inside(false, 7301), inside(true, 7301)]
-        .map(|to| traffic::open(&host, to, PATIENCE).unwrap().0)
-        .into();
+    let mut open: Vec<_> =
+        [inside(false, 7301), inside(true, 7301)].map(|to| traffic::open(&host, to, PATIENCE).unwrap().0).into();
     for fault in ["blackhole", "carrier"] {
         lab.fail(1, fault.parse().unwrap()).unwrap();
         wait_usable(&lab, "wan1", "v4", false).unwrap();
@@ -435,14 +440,16 @@ fn peer_bug_20_answers_leave_by_the_line_that_asked() {
     }
     // The router's own packets go elsewhere: the answers stay.
     run(lab.routerctl().unwrap().args(["wan", "drain", "wan1"])).unwrap();
-    wait("wan1 is drained", || Ok(!usable(&lab, "wan1", "v4")? || status(&lab)?["wans"][0]["drained"] == true)).unwrap();
+    wait("wan1 is drained", || Ok(!usable(&lab, "wan1", "v4")? || status(&lab)?["wans"][0]["drained"] == true))
+        .unwrap();
     for v6 in [false, true] {
         for kind in [Probe::Ping, Probe::Tcp(2222)] {
             ask(&lab, v6, kind);
         }
     }
     assert_eq!(astray(&lab).unwrap(), 0, "answers left by another line");
-    let closed = probe(&lab.internet(), None, lab.site().wans[0].router4.addr().into(), Probe::Tcp(2223), SHORT).unwrap();
+    let closed =
+        probe(&lab.internet(), None, lab.site().wans[0].router4.addr().into(), Probe::Tcp(2223), SHORT).unwrap();
     assert_ne!(closed, Answer::Open(None));
     assert!(!closed.is_open());
     stop.store(true, Ordering::Relaxed);
