@@ -1,5 +1,6 @@
 //! The one protocol that routerctl and scripts speak with routerd: JSON lines over a unix socket.
 
 pub mod client;
+pub mod journal;
 pub mod protocol;
 pub mod server;

@@ -39,10 +39,12 @@ pub enum Call {
         #[serde(default)]
         follow: bool,
     },
-    /// The journal's lines; with `follow`, those to come too.
+    /// What the journal's lines tell, probes left out unless `all`; with `follow`, those to come too.
     Journal {
         #[serde(default)]
         follow: bool,
+        #[serde(default)]
+        all: bool,
     },
     Drain {
         wan: String,
@@ -206,7 +208,7 @@ mod tests {
                 r#"{"v":1,"call":"explain","source":"app","destination":"nas","service":"tcp/22"}"#,
             ),
             (Call::Denied { follow: true }, r#"{"v":1,"call":"denied","follow":true}"#),
-            (Call::Journal { follow: false }, r#"{"v":1,"call":"journal","follow":false}"#),
+            (Call::Journal { follow: false, all: true }, r#"{"v":1,"call":"journal","follow":false,"all":true}"#),
             (Call::Drain { wan: "wan1".into() }, r#"{"v":1,"call":"drain","wan":"wan1"}"#),
             (Call::Undrain { wan: "wan1".into() }, r#"{"v":1,"call":"undrain","wan":"wan1"}"#),
             (

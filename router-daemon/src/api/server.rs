@@ -23,12 +23,13 @@ use mwan::event::Request;
 use mwan::explain::{Question, explain};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, UCred};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::journal::Tail;
 use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::ask::{Ask, PlanReport, Refusal, View};
 use crate::counters::CounterSource;
@@ -185,7 +186,7 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
         }
         match call {
             Call::Denied { follow: true } => return follow_denied(peer, core.denied.follow()).await,
-            Call::Journal { follow } => journal(peer, core.journal.as_deref(), follow).await?,
+            Call::Journal { follow, all } => journal(peer, core.journal.as_deref(), follow, all).await?,
             call @ (Call::Status
             | Call::Version
             | Call::Plan { .. }
@@ -306,55 +307,27 @@ async fn follow_denied(
     }
 }
 
-/// The journal's lines as they stand in the file; with `follow` those to come, across a change of file.
-async fn journal(peer: &mut Connection, path: Option<&Path>, follow: bool) -> io::Result<()> {
+/// What the journal's lines tell; with `follow` those to come, across changes of file.
+async fn journal(peer: &mut Connection, path: Option<&Path>, follow: bool, all: bool) -> io::Result<()> {
     let Some(path) = path else {
         return peer.send(&Answer::Error(refusal("no-journal", "routerd keeps no journal".to_owned()))).await;
     };
-    let mut at = 0;
+    let unreadable =
+        |error: io::Error| Answer::Error(refusal("no-journal", format!("the journal cannot be read: {error}")));
+    let mut tail = match Tail::open(path).await {
+        Ok(tail) => tail,
+        Err(error) => return peer.send(&unreadable(error)).await,
+    };
     loop {
-        match journal_from(peer, path, at).await {
-            Ok(end) => at = end,
-            Err(JournalError::File(error)) if error.kind() == io::ErrorKind::NotFound => at = 0,
-            Err(JournalError::File(error)) => {
-                let text = format!("the journal cannot be read: {error}");
-                return peer.send(&Answer::Error(refusal("no-journal", text))).await;
-            }
-            Err(JournalError::Peer(error)) => return Err(error),
-        }
-        if !follow {
-            return peer.send(&Answer::End).await;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(JOURNAL_INTERVAL) => {}
-            () = peer.gone() => return Ok(()),
-        }
-    }
-}
-
-enum JournalError {
-    File(io::Error),
-    Peer(io::Error),
-}
-
-/// Sends the whole lines from `at` on and tells where they end. A file shorter than `at` is another file.
-async fn journal_from(peer: &mut Connection, path: &Path, mut at: u64) -> Result<u64, JournalError> {
-    let mut file = tokio::fs::File::open(path).await.map_err(JournalError::File)?;
-    if file.metadata().await.map_err(JournalError::File)?.len() < at {
-        at = 0;
-    }
-    file.seek(io::SeekFrom::Start(at)).await.map_err(JournalError::File)?;
-    let mut file = BufReader::new(file);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = (&mut file).take(MAX_LINE as u64).read_until(b'\n', &mut line).await.map_err(JournalError::File)?;
-        if read == 0 || line.last() != Some(&b'\n') {
-            return Ok(at);
-        }
-        at += read as u64;
-        if let Ok(value) = serde_json::from_slice(&line) {
-            peer.send(&Answer::Ok(value)).await.map_err(JournalError::Peer)?;
+        match tail.next().await {
+            Ok(Some(line)) if all || line.told.is_news() => peer.send(&ok(&line)).await?,
+            Ok(Some(_)) => {}
+            Ok(None) if !follow => return peer.send(&Answer::End).await,
+            Ok(None) => tokio::select! {
+                () = tokio::time::sleep(JOURNAL_INTERVAL) => {}
+                () = peer.gone() => return Ok(()),
+            },
+            Err(error) => return peer.send(&unreadable(error)).await,
         }
     }
 }
@@ -519,23 +492,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_journal_is_followed_across_a_change_of_file() {
+    async fn the_journal_is_told_without_probes_unless_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.jsonl");
-        std::fs::write(&path, "{\"t\":1}\n{\"t\":2}\n{\"t\":").unwrap();
-        let core = Core { journal: Some(path.clone()), ..core() };
-        let mut client = Peer::of(Role::Reader, core.clone());
+        let drain = r#"{"t":2,"e":{"request":{"drain":{"wan":"wan1"}}}}"#;
+        std::fs::write(&path, format!("{{\"t\":1,\"r\":[1,0,7,1000]}}\n{drain}\n{{\"t\":")).unwrap();
+        let mut client = Peer::of(Role::Reader, Core { journal: Some(path.clone()), ..core() });
         client.say(r#"{"v":1,"call":"journal"}"#).await;
-        assert_eq!(client.hear().await["ok"]["t"], 1);
-        assert_eq!(client.hear().await["ok"]["t"], 2);
+        assert_eq!(client.hear().await["ok"]["what"]["request"]["drain"]["wan"], "wan1");
         assert_eq!(client.hear().await["end"], true);
-        client.say(r#"{"v":1,"call":"journal","follow":true}"#).await;
-        client.hear().await;
+        client.say(r#"{"v":1,"call":"journal","all":true,"follow":true}"#).await;
+        assert_eq!(client.hear().await["ok"]["what"]["reply"]["seq"], 7);
         client.hear().await;
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"3}\n").unwrap();
         assert_eq!(client.hear().await["ok"]["t"], 3);
-        std::fs::write(&path, "{\"t\":4}\n").unwrap();
-        assert_eq!(client.hear().await["ok"]["t"], 4);
     }
 
     #[tokio::test]

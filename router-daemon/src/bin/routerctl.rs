@@ -7,12 +7,13 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
-use mwan::event::Notice;
-use mwan::journal::{self, ReplayReport};
+use mwan::event::{Notice, Outcome, Request};
+use mwan::journal::{self, ReplayReport, Told, What};
 use router_daemon::api::client::{Client, ClientError};
+use router_daemon::api::journal::JournalLine;
 use router_daemon::api::protocol::Call;
 use router_daemon::ask::ApplyReport;
 use router_daemon::difference::Difference;
@@ -47,7 +48,11 @@ enum Command {
         #[arg(short, long)]
         verbose: bool,
     },
-    /// Make a site file take effect.
+    /// Make a site file take effect: wholly, or not at all.
+    ///
+    /// It answers when the kernel has it; where the kernel refuses it, the previous one is in force again. What was
+    /// applied survives a restart and a reboot, until the site file of routerd (/etc/quadway/site.toml) is edited:
+    /// the start after that takes the file. The last word counts.
     Apply { file: PathBuf },
     /// Lines, policies, segments, and what needs attention.
     Status,
@@ -75,6 +80,9 @@ enum Command {
         /// Each as it happens.
         #[arg(short, long)]
         follow: bool,
+        /// Probes and their answers too.
+        #[arg(short, long)]
+        all: bool,
     },
     /// Run a journal again: as it was, or under another site file.
     Replay {
@@ -213,8 +221,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             let answer = ask(&call)?;
             if json { show(&answer) } else { say(&done) }
         }
-        Command::Journal { follow } => {
-            stream(arguments, &Call::Journal { follow: *follow }, |value| Ok(value.to_string()))
+        Command::Journal { follow, all } => {
+            let call = Call::Journal { follow: *follow, all: *all };
+            stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| journal_line(&line)))
         }
         Command::Replay { file, config } => replay(file, config.as_deref(), json),
         Command::Version => {
@@ -322,21 +331,73 @@ fn replay(file: &Path, config: Option<&Path>, json: bool) -> Result<(), Failure>
 }
 
 fn replayed(report: &ReplayReport, other: bool) -> String {
-    let told =
-        report.timeline.iter().map(|moment| format!("{:>16} {}\n", moment.t.to_string(), notice(&moment.notice)));
+    let told = report.timeline.iter().map(|moment| format!("{} {}\n", wall_time(moment.wall), notice(&moment.notice)));
     let unknown = report
         .unknown_targets
         .iter()
         .map(|target| format!("the journal knows nothing of {target}: it was taken as silent\n"));
     let text = told.chain(unknown).collect::<String>();
     let verdict = match (&report.first_difference, other) {
-        (_, true) => format!("{} decisions under the other config", report.decisions),
-        (None, false) => format!("{} decisions, equal to the recorded ones", report.decisions),
+        (_, true) => format!("{} steps, {} decisions under the other config", report.steps, report.decisions),
+        (None, false) => format!("equal: {} steps, {} decisions as recorded", report.steps, report.decisions),
         (Some(first), false) => {
             format!("line {} differs\n  recorded: {}\n  replayed: {}", first.line, first.recorded, first.replayed)
         }
     };
     text + &verdict
+}
+
+/// A line for what came in, if that is worth one, and a line for each thing that came of it.
+fn journal_line(line: &JournalLine) -> String {
+    let time = line.time.as_deref().unwrap_or("-");
+    let Told { what, notices, decision, .. } = &line.told;
+    let came_in = match what {
+        What::Start { .. } => Some("routerd started".to_owned()),
+        What::Checkpoint { .. } => Some("(the journal goes on in another file)".to_owned()),
+        What::Config { site, digest } => {
+            Some(format!("configuration {} of {site}", digest.get(..12).unwrap_or(digest)))
+        }
+        What::Request(Request::Drain { wan }) => Some(format!("an operator drains {wan}")),
+        What::Request(Request::Undrain { wan }) => Some(format!("an operator takes {wan} back into use")),
+        What::Request(Request::FailTest { wan, span }) => {
+            Some(format!("an operator declares {wan} lost for {}", humantime::format_duration(*span)))
+        }
+        What::Reply { wan, target, seq, outcome } => {
+            let told = match outcome {
+                Outcome::Answered { rtt } => format!("answered after {:.2} ms", rtt.as_secs_f64() * 1e3),
+                Outcome::Failed { why } => format!("failed: {why:?}"),
+            };
+            Some(format!("probe {seq} of line {wan} to its target {target}: {told}"))
+        }
+        What::Links => Some("links changed".to_owned()),
+        What::Neighbour => Some("a gateway was seen".to_owned()),
+        What::Timeout { probes: 0 } => Some("a deadline passed".to_owned()),
+        What::Timeout { probes } => Some(format!("{probes} probes sent")),
+    };
+    // What an event came to says more than the event.
+    let dull = matches!(
+        what,
+        What::Reply { .. } | What::Links | What::Neighbour | What::Timeout { .. } | What::Checkpoint { .. }
+    );
+    let told: Vec<_> = came_in
+        .filter(|_| !dull || notices.is_empty())
+        .into_iter()
+        .map(|came_in| match decision {
+            Some(_) if notices.is_empty() => format!("{time} {came_in}; the choice of lines changed"),
+            Some(_) | None => format!("{time} {came_in}"),
+        })
+        .chain(
+            notices
+                .iter()
+                .filter(|told| !matches!(told, Notice::Configured { .. }))
+                .map(|told| format!("{time} {}", notice(told))),
+        )
+        .collect();
+    told.join("\n")
+}
+
+fn wall_time(micros: u64) -> String {
+    humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_micros(micros)).to_string()
 }
 
 fn notice(notice: &Notice) -> String {
@@ -413,7 +474,7 @@ fn say(text: &(impl Display + ?Sized)) -> Result<(), Failure> {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  refused: a problem in the input, an unknown name, no permission
+  1  refused: a problem in the input, an unknown name, no permission; a replay that differs
   2  the command line is wrong
   3  routerd cannot be reached
   4  routerd failed";

@@ -136,11 +136,11 @@ async fn every_file_of_the_journal_replays() {
     for number in 0..40 {
         bench.apply(if number % 2 == 0 { MINIMAL } else { &narrowed }).await.unwrap();
     }
-    let folder = bench.folder.path().join("journal");
-    bench.stop().await;
+    let folder = bench.stop().await;
+    let journal = folder.path().join("journal/journal.jsonl");
     let mut files = 0;
     for number in 0..FILES {
-        let text = fs::read_to_string(numbered(&folder.join("journal.jsonl"), number)).unwrap();
+        let text = fs::read_to_string(numbered(&journal, number)).unwrap();
         let report = match mwan::journal::replay(text.lines(), None) {
             Ok(report) => report,
             // Begun a moment before the end.
@@ -195,10 +195,11 @@ impl Bench {
         (self.asks, self.changes, self.running) = begin(&self.site, &self.kernel, &self.ended, self.folder.path());
     }
 
-    /// Ends as a daemon does that lost a part.
-    async fn stop(self) {
+    /// Ends as a daemon does that lost a part; what is left is its folder.
+    async fn stop(self) -> tempfile::TempDir {
         drop(self.changes);
         self.running.await.unwrap().unwrap_err();
+        self.folder
     }
 
     /// The config of the start is in the kernel, and the flows have been judged.
