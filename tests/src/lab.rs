@@ -460,7 +460,8 @@ impl Lab {
         self.directory().join("run")
     }
 
-    fn state_directory(&self) -> PathBuf {
+    /// What routerd keeps over a restart: the last applied text, the journal.
+    pub fn state_directory(&self) -> PathBuf {
         self.directory().join("state")
     }
 
