@@ -274,8 +274,7 @@ struct Begun {
 
 impl<R> Default for Line<R> {
     fn default() -> Self {
-        let (r, x, e, p, n, d) = (None, None, None, Vec::new(), Vec::new(), None);
-        Self { t: Time::ZERO, r, x, e, p, n, d, checkpoint: None }
+        Self { t: Time::ZERO, r: None, x: None, e: None, p: Vec::new(), n: Vec::new(), d: None, checkpoint: None }
     }
 }
 
@@ -470,7 +469,7 @@ impl Rerun {
                 Some(_) => {}
                 None => {
                     self.pass_until(t);
-                    self.retell(line.event(), t);
+                    self.retell(&line.event(), t);
                     self.report.steps += 1;
                 }
             }
@@ -484,25 +483,25 @@ impl Rerun {
         self.replies.clear();
         self.now = t;
         if let Some(config) = recorded.config() {
-            self.retell(Event::Config(Arc::clone(config)), t);
+            self.retell(&Event::Config(Arc::clone(config)), t);
         }
         for fact in recorded.facts() {
-            self.retell(fact, t);
+            self.retell(&fact, t);
         }
     }
 
-    fn retell(&mut self, event: Event, t: Time) {
+    fn retell(&mut self, event: &Event, t: Time) {
         match event {
             Event::Config(_) if self.router.config().is_none() => {
                 self.handle(&Event::Config(Arc::clone(&self.config)), t);
             }
             Event::Neighbour { wan, family, mac } => {
-                let name = self.names.get(&wan);
+                let name = self.names.get(wan);
                 if let Some(wan) = name.and_then(|name| self.config.wans.get(name)).map(|wan| wan.id) {
-                    self.handle(&Event::Neighbour { wan, family, mac }, t);
+                    self.handle(&Event::Neighbour { wan, family: *family, mac: *mac }, t);
                 }
             }
-            Event::Links(_) | Event::Request(_) => self.handle(&event, t),
+            Event::Links(_) | Event::Request(_) => self.handle(event, t),
             Event::Config(_) | Event::Reply(_) | Event::Timeout => {}
         }
     }
@@ -649,10 +648,11 @@ mod tests {
         assert_eq!(gap.line, files[0].len() + files[1].len() + 1, "a file is missing");
         // Another config begins with what the checkpoint knew: the drain, the links.
         let report = again(&files[3], Some(world.config.clone()));
-        let uses = report.timeline.iter().rev().find_map(|moment| match &moment.notice {
-            Notice::PolicyUses { policy, uses, .. } if policy.as_str() == "balanced" => Some(uses.len()),
-            _ => None,
-        });
+        let uses = |moment: &Moment| {
+            let Notice::PolicyUses { policy, uses, .. } = &moment.notice else { return None };
+            (policy.as_str() == "balanced").then_some(uses.len())
+        };
+        let uses = report.timeline.iter().rev().find_map(uses);
         assert_eq!(uses, Some(3));
     }
 

@@ -92,6 +92,9 @@ pub struct TargetLine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PolicyLine {
     pub name: String,
+    /// For flows that no steering rule names.
+    #[serde(default)]
+    pub default: bool,
     pub families: Vec<PolicyFamily>,
 }
 
@@ -239,7 +242,12 @@ fn policies(view: &View, config: &Config) -> Vec<PolicyLine> {
         policy.uses.iter().map(line).collect()
     };
     let policies = view.snapshot.policies.iter();
-    policies.map(|policy| PolicyLine { name: policy.name.to_string(), families: families(policy) }).collect()
+    let line = |policy: &mwan::router::PolicyStatus| PolicyLine {
+        name: policy.name.to_string(),
+        default: config.router.default_policy.as_ref() == Some(&policy.name),
+        families: families(policy),
+    };
+    policies.map(line).collect()
 }
 
 fn vlans(config: &Config, counters: &Counters) -> Vec<VlanLine> {
@@ -314,22 +322,26 @@ impl fmt::Display for Status {
 impl Status {
     fn troubles(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.settled && self.site.is_some() {
-            writeln!(f, "  not every line has been judged since start")?;
+            note(f, 2, "not every line has been judged since start")?;
         }
         for family in &self.isp_outage {
-            writeln!(f, "  ISP outage ({family}): most lines were lost together; flows are frozen, not killed")?;
+            let told = format!("ISP outage ({family}): most lines were lost together; flows are frozen, not killed");
+            note(f, 2, &told)?;
         }
         if let Some(why) = &self.applies.failing {
-            writeln!(f, "  the last apply failed: {why}")?;
+            note(f, 2, &format!("not as it should be: {why}"))?;
         }
         for waiting in &self.applies.waiting {
-            writeln!(f, "  waiting: {waiting}")?;
+            note(f, 2, &format!("waiting: {waiting}"))?;
+        }
+        if let Some(unlike) = &self.applies.unlike_file {
+            note(f, 2, unlike)?;
         }
         if self.applies.drift_repaired > 0 {
             writeln!(f, "  changed by somebody else and put right: {} times", self.applies.drift_repaired)?;
         }
         if let Some(why) = &self.counters_missing {
-            writeln!(f, "  counters cannot be read: {why}")?;
+            note(f, 2, &format!("counters cannot be read: {why}"))?;
         }
         Ok(())
     }
@@ -362,13 +374,13 @@ impl Status {
                     span(line.since_seconds),
                 )?;
                 if line.state != Health::Up && !line.why.is_empty() {
-                    writeln!(f, "{:<17} {}", "", line.why)?;
+                    note(f, 18, &line.why)?;
                 }
                 if let Some(hold) = line.hold_seconds {
                     writeln!(f, "{:<17} used again in {} if it stays good", "", span(hold))?;
                 }
                 for target in line.targets.iter().filter(|target| target.bad) {
-                    writeln!(f, "{:<17} {} fails on every line and is not counted", "", target.target)?;
+                    note(f, 18, &format!("{} fails on every line and is not counted", target.target))?;
                 }
             }
             if wan.drained {
@@ -389,7 +401,11 @@ impl Status {
         writeln!(f, "{:<17} {:<4} USES", "POLICY", "")?;
         for policy in &self.policies {
             for (place, family) in policy.families.iter().enumerate() {
-                let name = if place == 0 { policy.name.as_str() } else { "" };
+                let name = match (place, policy.default) {
+                    (0, true) => format!("{}*", cut(&policy.name, 16)),
+                    (0, false) => cut(&policy.name, 17).to_owned(),
+                    (_, _) => String::new(),
+                };
                 let mut uses = String::new();
                 for used in &family.uses {
                     let separator = if uses.is_empty() { "" } else { ", " };
@@ -401,10 +417,11 @@ impl Status {
                     Some(LastResort::Any) => uses.push_str(" (last resort: any line that is up)"),
                     None => {}
                 }
-                writeln!(f, "{:<17} {} {}", cut(name, 17), family.family, uses.trim())?;
+                writeln!(f, "{name:<17} {} {}", family.family, uses.trim())?;
             }
         }
-        Ok(())
+        let has_default = self.policies.iter().any(|policy| policy.default);
+        if has_default { writeln!(f, "* the default policy") } else { Ok(()) }
     }
 
     fn vlan_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -431,6 +448,29 @@ impl Status {
         }
         Ok(())
     }
+}
+
+/// Text beside the table, folded at 80 columns; its own lines stay lines.
+fn note(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
+    for line in text.lines() {
+        let mut column = 0;
+        for word in line.split_whitespace() {
+            let width = word.chars().count();
+            if column > 0 && column + 1 + width <= 80 {
+                write!(f, " {word}")?;
+                column += 1 + width;
+            } else {
+                let hang = if column == 0 { indent } else { indent + 2 };
+                let end = if column == 0 { "" } else { "\n" };
+                write!(f, "{end}{:hang$}{word}", "")?;
+                column = hang + width;
+            }
+        }
+        if column > 0 {
+            writeln!(f)?;
+        }
+    }
+    Ok(())
 }
 
 fn glyph(state: Health) -> char {
@@ -499,6 +539,18 @@ mod tests {
     #[test]
     fn the_fields_of_version_1_are_these() {
         insta::assert_json_snapshot!(of(&fixture::view(), &Ok(fixture::counters())));
+    }
+
+    #[test]
+    fn long_reasons_are_folded() {
+        let mut view = fixture::view();
+        let line = view.snapshot.wans[1].families.get_mut(&Family::V4).unwrap();
+        line.why = format!("3 of 3 targets silent for 316 ms: {}", ["icmp 2001:db8:100::1"; 5].join(", "));
+        view.applies.failing = Some("the kernel refused it:\nload the ruleset: out of memory".to_owned());
+        let page = of(&view, &Ok(fixture::counters())).to_string();
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+        assert!(page.contains("\n  load the ruleset: out of memory\n"), "{page}");
+        assert!(page.lines().any(|line| line.starts_with(&" ".repeat(20))), "{page}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use router_daemon::api::journal::JournalLine;
 use router_daemon::api::protocol::Call;
 use router_daemon::ask::ApplyReport;
 use router_daemon::difference::Difference;
-use router_daemon::event_log::{Denied, Group};
+use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::status::Status;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +69,9 @@ enum Command {
         /// Each as it happens.
         #[arg(short, long)]
         follow: bool,
+        /// Packets of no known connection too: mostly late segments of connections that have ended.
+        #[arg(short, long)]
+        all: bool,
     },
     /// Take a line out of use, or pretend.
     Wan {
@@ -194,14 +197,15 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 None => show(&answer),
             }
         }
-        Command::Denied { follow: false } => {
+        Command::Denied { follow: false, all } => {
             let answer = ask(&Call::Denied { follow: false })?;
-            show_as(json, &answer["groups"], |groups: Vec<Group>| denied(&groups))
+            show_as(json, &answer["groups"], |groups: Vec<Group>| denied(groups, *all))
         }
-        Command::Denied { follow: true } => stream(arguments, &Call::Denied { follow: true }, |value| {
+        Command::Denied { follow: true, all } => stream(arguments, &Call::Denied { follow: true }, |value| {
             match (value.get("missed"), read::<Denied>(value)) {
-                (Some(missed), _) => Ok(format!("({missed} more were missed)")),
-                (None, denied) => denied.map(|denied| format!("{} {denied}", denied.time)),
+                (Some(missed), _) => Ok(Some(format!("({missed} more were missed)"))),
+                (None, Ok(denied)) if denied.kind == Kind::Invalid && !all => Ok(None),
+                (None, denied) => denied.map(|denied| Some(format!("{} {denied}", denied.time))),
             }
         }),
         Command::Wan { order } => {
@@ -223,7 +227,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Command::Journal { follow, all } => {
             let call = Call::Journal { follow: *follow, all: *all };
-            stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| journal_line(&line)))
+            stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| Some(journal_line(&line))))
         }
         Command::Replay { file, config } => replay(file, config.as_deref(), json),
         Command::Version => {
@@ -300,15 +304,21 @@ fn applied(report: &ApplyReport) -> String {
     text + &format!("applied {short}: {} steps, {} flows ended\n", report.steps, report.flows_ended)
 }
 
-fn denied(groups: &[Group]) -> String {
-    if groups.is_empty() {
-        return "nothing was denied lately\n".to_owned();
-    }
+fn denied(groups: Vec<Group>, all: bool) -> String {
+    let (told, late): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| all || group.last.kind != Kind::Invalid);
     let line = |group: &Group| {
         let time = group.last.time.get(11..19).unwrap_or(&group.last.time);
         format!("{time} {:>5}x {}\n", group.count, group.last)
     };
-    groups.iter().map(line).collect()
+    let mut text: String = told.iter().map(line).collect();
+    if text.is_empty() {
+        text.push_str("nothing was denied lately\n");
+    }
+    let late: u64 = late.iter().map(|group| group.count).sum();
+    if late > 0 {
+        text += &format!("and {late} packets of no known connection, mostly late segments (--all shows them)\n");
+    }
+    text
 }
 
 fn replay(file: &Path, config: Option<&Path>, json: bool) -> Result<(), Failure> {
@@ -425,11 +435,19 @@ fn notice(notice: &Notice) -> String {
     }
 }
 
-fn stream(arguments: &Arguments, call: &Call, told: impl Fn(&Value) -> Result<String, Failure>) -> Result<(), Failure> {
+fn stream(
+    arguments: &Arguments,
+    call: &Call,
+    told: impl Fn(&Value) -> Result<Option<String>, Failure>,
+) -> Result<(), Failure> {
     let mut client = Client::connect(&arguments.socket)?;
     client.send(call)?;
     while let Some(value) = client.hear()? {
-        if arguments.json { show_line(&value)? } else { say(&told(&value)?)? }
+        if arguments.json {
+            show_line(&value)?;
+        } else if let Some(line) = told(&value)? {
+            say(&line)?;
+        }
     }
     Ok(())
 }

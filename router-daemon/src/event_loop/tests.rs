@@ -45,11 +45,9 @@ async fn what_the_kernel_refuses_gives_way_to_the_previous_config() {
         let before = bench.apply(MINIMAL).await.unwrap();
         let state = bench.kernel.state();
         bench.kernel.refuse(move |step| {
-            let mine = match step {
-                Step::LoadRuleset { .. } => refused == "ruleset",
-                Step::AddAddress(address) => refused == "address" && address.net.to_string() == "10.0.30.1/24",
-                _ => false,
-            };
+            let ruleset = matches!(step, Step::LoadRuleset { .. });
+            let address = matches!(step, Step::AddAddress(address) if address.net.to_string() == "10.0.30.1/24");
+            let mine = if refused == "ruleset" { ruleset } else { address };
             mine.then_some(io::ErrorKind::OutOfMemory)
         });
         let refusal = bench.apply(&narrowed()).await.unwrap_err();
