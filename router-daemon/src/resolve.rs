@@ -18,7 +18,9 @@ pub(crate) async fn query(socket: &UdpSocket, server: SocketAddr, name: &str, fa
     };
     let mut question = Message::query();
     question.metadata.recursion_desired = true;
-    let name = Name::from_ascii(name).map_err(|error| cannot(&error))?;
+    let mut name = Name::from_ascii(name).map_err(|error| cannot(&error))?;
+    // The answer's name is absolute, and a relative one is not equal to it.
+    name.set_fqdn(true);
     question.add_query(Query::query(name, kind));
     let bytes = question.to_vec().map_err(|error| cannot(&error))?;
     socket.connect(server).await.map_err(|error| cannot(&error))?;
