@@ -1,6 +1,6 @@
 //! `routerctl` as a program: its exit codes, and who may ask what over a real socket with real peers.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "the helpers of a test fail it")]
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail it")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -126,7 +126,10 @@ impl Site {
 
     /// What the operator's file looks like: a hash; empty where it cannot be read.
     fn looks(&self) -> String {
-        let digest = |bytes: Vec<u8>| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = |bytes: Vec<u8>| {
+            let hex: Vec<_> = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            hex.concat()
+        };
         fs::read(&self.file).map(digest).unwrap_or_default()
     }
 }

@@ -20,7 +20,7 @@ async fn an_apply_is_kept_and_ends_the_flows_it_dooms() {
     assert!(report.warnings.iter().any(|warning| warning.contains("differs from")), "{:?}", report.warnings);
     assert_eq!(bench.running().as_deref(), Some(MINIMAL));
     assert_eq!(bench.view().await.config.unwrap().digest, report.digest);
-    assert_eq!(bench.ended(), [report.digest.clone()]);
+    assert_eq!(bench.ended(), std::slice::from_ref(&report.digest));
     // The same again has nothing to do.
     assert_eq!(bench.apply(MINIMAL).await.unwrap().steps, 0);
 }
