@@ -310,15 +310,11 @@ fn denied(groups: Vec<Group>, all: bool) -> String {
         let time = group.last.time.get(11..19).unwrap_or(&group.last.time);
         format!("{time} {:>5}x {}\n", group.count, group.last)
     };
-    let mut text: String = told.iter().map(line).collect();
-    if text.is_empty() {
-        text.push_str("nothing was denied lately\n");
-    }
+    let nothing = told.is_empty().then(|| "nothing was denied lately\n".to_owned());
     let late: u64 = late.iter().map(|group| group.count).sum();
-    if late > 0 {
-        text += &format!("and {late} packets of no known connection, mostly late segments (--all shows them)\n");
-    }
-    text
+    let late = (late > 0)
+        .then(|| format!("and {late} packets of no known connection, mostly late segments (--all shows them)\n"));
+    nothing.into_iter().chain(told.iter().map(line)).chain(late).collect()
 }
 
 fn replay(file: &Path, config: Option<&Path>, json: bool) -> Result<(), Failure> {
