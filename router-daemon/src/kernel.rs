@@ -17,7 +17,8 @@ use mwan::state::FlowClass;
 use mwan::{KernelState, Step};
 
 use self::burial::Burials;
-use self::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
+use self::netlink::{NETLINK_NETFILTER, Socket};
+use self::rtnl::Rtnl;
 use crate::counters::Counters;
 
 mod burial;
@@ -30,6 +31,7 @@ mod listing;
 mod netlink;
 pub mod nflog;
 mod routing;
+mod rtnl;
 mod ruleset;
 mod sysctl;
 pub mod watch;
@@ -64,7 +66,7 @@ pub trait Kernel: Send {
 /// The kernel of the network namespace this was opened in.
 #[derive(Debug)]
 pub struct LinuxKernel {
-    route: Socket,
+    rtnl: Rtnl,
     table: ruleset::Table,
     burials: Burials,
 }
@@ -73,22 +75,18 @@ impl LinuxKernel {
     /// `run` is the daemon's directory for what must survive a restart and not a reboot. Fails where `nft` is missing
     /// or too old.
     pub async fn open(run: &Path) -> io::Result<Self> {
-        Ok(Self {
-            route: Socket::open(NETLINK_ROUTE)?,
-            table: ruleset::Table::open(run).await?,
-            burials: Burials::open()?,
-        })
+        Ok(Self { rtnl: Rtnl::open()?, table: ruleset::Table::open(run).await?, burials: Burials::open()? })
     }
 
     async fn carry_out(&mut self, step: &Step) -> io::Result<()> {
-        let route = &mut self.route;
+        let rtnl = &mut self.rtnl;
         match step {
             Step::CloseDoor => self.table.close_door().await,
-            Step::SetLink { name, link } => links::set(route, name, link),
+            Step::SetLink { name, link } => links::set(rtnl, name, link).await,
             Step::SetSysctl { name, value } | Step::OpenForwarding { name, value } => sysctl::set(name, value),
-            Step::AddAddress(address) => routing::add_address(route, address),
-            Step::SetRoute { key, hop } => routing::set_route(route, key, hop),
-            Step::AddRule(rule) => routing::add_rule(route, rule),
+            Step::AddAddress(address) => routing::add_address(rtnl, address).await,
+            Step::SetRoute { key, hop } => routing::set_route(rtnl, key, hop).await,
+            Step::AddRule(rule) => routing::add_rule(rtnl, rule).await,
             Step::LoadRuleset { ruleset, buckets, dead } => {
                 self.burials.keep(dead);
                 self.table.load(ruleset, buckets, dead).await
@@ -102,25 +100,25 @@ impl LinuxKernel {
                 self.table.add_dead(classes.iter().map(|(class, _)| *class))?;
                 self.burials.begin(classes.iter().copied().collect()).await
             }
-            Step::DeleteRule(rule) => routing::delete_rule(route, rule),
-            Step::DeleteRoute(key) => routing::delete_route(route, key),
-            Step::DeleteAddress(address) => routing::delete_address(route, address),
-            Step::DeleteLink(name) => links::delete(route, name),
+            Step::DeleteRule(rule) => routing::delete_rule(rtnl, rule).await,
+            Step::DeleteRoute(key) => routing::delete_route(rtnl, key).await,
+            Step::DeleteAddress(address) => routing::delete_address(rtnl, address).await,
+            Step::DeleteLink(name) => links::delete(rtnl, name).await,
         }
     }
 }
 
 impl Kernel for LinuxKernel {
     async fn observe(&mut self, want: &KernelState) -> Result<KernelState, ObserveError> {
-        let route = &mut self.route;
-        let links = read("links", links::Table::read(route))?;
+        let rtnl = &mut self.rtnl;
+        let links = read("links", links::Table::read(rtnl).await)?;
         let table = read("the nft table", self.table.observe())?;
         Ok(KernelState {
             links: links.observed(want),
-            addresses: read("addresses", routing::addresses(route, &links))?,
+            addresses: read("addresses", routing::addresses(rtnl, &links).await)?,
             sysctls: read("sysctls", sysctl::observed(&want.sysctls))?,
-            rules: read("rules", routing::rules(route))?,
-            routes: read("routes", routing::routes(route, &links))?,
+            rules: read("rules", routing::rules(rtnl).await)?,
+            routes: read("routes", routing::routes(rtnl, &links).await)?,
             ruleset: table.state,
             buckets: table.buckets,
             // The kernel knows which classes are dead, not what their inside ends were told.

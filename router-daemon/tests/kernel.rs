@@ -111,6 +111,19 @@ fn links_addresses_rules_and_routes_become_what_is_wanted() {
 }
 
 #[test]
+fn a_refused_step_carries_the_words_of_the_kernel() {
+    alone(|run| async move {
+        let Some(mut kernel) = kernel(&run).await else { return };
+        ip("link add wan1 type veth peer name far1");
+        let destination = "0.0.0.0/0".parse().unwrap();
+        let key = RouteKey { family: Family::V4, table: TableId(1001), destination, metric: 0 };
+        let hop = NextHop::Gateway { link: name("wan1"), gateway: "100.64.1.1".parse().unwrap(), source: None };
+        let refused = kernel.apply(&Step::SetRoute { key, hop }).await.unwrap_err().to_string();
+        assert!(refused.ends_with("is not up"), "{refused}");
+    });
+}
+
+#[test]
 fn what_is_not_ours_is_neither_seen_nor_touched() {
     alone(|run| async move {
         let Some(mut kernel) = kernel(&run).await else { return };

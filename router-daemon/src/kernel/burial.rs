@@ -3,15 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use config::model::Kick;
 use mwan::state::FlowClass;
+use nix::ifaddrs::getifaddrs;
 use tokio::task::JoinSet;
 
-use super::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
-use super::{aside, conntrack, kick, routing};
+use super::netlink::{NETLINK_NETFILTER, Socket};
+use super::{aside, conntrack, kick};
 
 /// The classes of one burial that are still dead.
 type Classes = Arc<Mutex<BTreeMap<FlowClass, Kick>>>;
@@ -91,7 +93,7 @@ fn sweep(netfilter: &mut Socket, classes: &BTreeMap<FlowClass, Kick>) -> io::Res
     if flows.is_empty() {
         return Ok((0, 0));
     }
-    let own = routing::own_addresses(&mut Socket::open(NETLINK_ROUTE)?)?;
+    let own = own_addresses()?;
     let mut told = 0;
     for kick in [Kick::Tcp, Kick::All] {
         let kicked = flows.iter().filter(|found| classes.get(&found.class) == Some(&kick));
@@ -103,6 +105,14 @@ fn sweep(netfilter: &mut Socket, classes: &BTreeMap<FlowClass, Kick>) -> io::Res
         });
     }
     Ok((flows.len(), told))
+}
+
+/// Every address of the namespace, ours or not: a flow that ends at one of them ends at this machine.
+fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let all: Vec<_> = getifaddrs()?.filter_map(|interface| interface.address).collect();
+    let v4 = all.iter().filter_map(|address| Some(IpAddr::V4(address.as_sockaddr_in()?.ip())));
+    let v6 = all.iter().filter_map(|address| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())));
+    Ok(v4.chain(v6).collect())
 }
 
 /// A sweep that panicked is reported where it is joined; what the others share is still good.

@@ -8,8 +8,7 @@ use config::units::{Family, Mark, WanId};
 use mwan::state::FlowClass;
 use nix::errno::Errno;
 
-use super::netlink::{Attributes, Message, Received, Socket, done_if};
-use super::routing::{af, family_of, ip};
+use super::netlink::{Attributes, Message, Received, Socket, af, done_if, family_of, ip};
 
 /// A tracked flow, both ways.
 #[derive(Debug, Clone, PartialEq, Eq)]

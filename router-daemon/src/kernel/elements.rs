@@ -163,12 +163,12 @@ fn wan(key: &[u8]) -> Option<WanId> {
 /// `nf_proto . mark`: each part padded to four bytes.
 fn dead_key(class: FlowClass) -> [u8; 8] {
     let [a, b, c, d] = class.mark().0.to_ne_bytes();
-    [super::routing::af(class.family), 0, 0, 0, a, b, c, d]
+    [super::netlink::af(class.family), 0, 0, 0, a, b, c, d]
 }
 
 fn class(key: &[u8]) -> Option<FlowClass> {
     let [af, _, _, _, mark @ ..] = <[u8; 8]>::try_from(key).ok()?;
-    let family: Family = super::routing::family_of(af)?;
+    let family: Family = super::netlink::family_of(af)?;
     FlowClass::from_mark(family, Mark(u32::from_ne_bytes(mark)))
 }
 

@@ -1,4 +1,4 @@
-//! Links over rtnetlink: what is there, told twice (facts for the router, [`Link`] for the plan), and the changes
+//! Links: what is there, told twice (facts for the router, [`Link`] for the plan), and the changes
 //! a plan asks for. Only links that carry our alias are ever deleted.
 
 use std::collections::BTreeMap;
@@ -11,8 +11,14 @@ use mwan::KernelState;
 use mwan::links::{LinkFacts, Links};
 use mwan::state::{ALIAS, Link, LinkKind};
 use nix::errno::Errno;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{
+    BridgeStpState, InfoData, InfoKind, InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::{LinkBridge, LinkUnspec, LinkVlan};
 
-use super::netlink::{Message, NLM_F_CREATE, NLM_F_EXCL, Received, Socket, done_if, errno, ne32};
+use super::netlink::{NLM_F_CREATE, NLM_F_EXCL, done_if, errno};
+use super::rtnl::{Rtnl, find};
 
 /// A link as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +32,7 @@ pub(crate) struct Found {
     master: Option<u32>,
     parent: Option<u32>,
     vlan: Option<u16>,
-    kind: Option<String>,
+    kind: Option<InfoKind>,
     alias: Option<String>,
 }
 
@@ -41,11 +47,11 @@ impl Found {
 pub(crate) struct Table(Vec<Found>);
 
 impl Table {
-    pub(crate) fn read(socket: &mut Socket) -> io::Result<Self> {
+    pub(crate) async fn read(rtnl: &mut Rtnl) -> io::Result<Self> {
+        let mut question = LinkMessage::default();
         // Without the counters, which are most of an answer's bytes.
-        const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
-        let question = Message::new(RTM_GETLINK, 0, &[0; IFINFOMSG]).u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
-        Ok(Self(socket.dump(&question)?.iter().filter_map(found).collect()))
+        question.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        Ok(Self(rtnl.dump(RouteNetlinkMessage::GetLink(question)).await?.iter().filter_map(found).collect()))
     }
 
     pub(crate) fn named(&self, name: &str) -> Option<&Found> {
@@ -107,10 +113,12 @@ impl Table {
 
     /// `None` for what we did not create.
     fn own_kind(&self, link: &Found) -> Option<LinkKind> {
-        match link.kind.as_deref() {
+        match link.kind {
             _ if !link.is_ours() => None,
-            Some("bridge") => Some(LinkKind::Bridge),
-            Some("vlan") => Some(LinkKind::Tagged { parent: self.name(link.parent?)?, vlan: VlanId::new(link.vlan?)? }),
+            Some(InfoKind::Bridge) => Some(LinkKind::Bridge),
+            Some(InfoKind::Vlan) => {
+                Some(LinkKind::Tagged { parent: self.name(link.parent?)?, vlan: VlanId::new(link.vlan?)? })
+            }
             Some(_) | None => None,
         }
     }
@@ -163,169 +171,125 @@ fn mac_text(link: &Found) -> Option<String> {
 }
 
 /// Creates, renames or changes a link.
-pub(crate) fn set(socket: &mut Socket, name: &IfName, link: &Link) -> io::Result<()> {
-    let table = Table::read(socket)?;
+pub(crate) async fn set(rtnl: &mut Rtnl, name: &IfName, link: &Link) -> io::Result<()> {
+    let table = Table::read(rtnl).await?;
     let index = match &link.kind {
-        LinkKind::Port { found_as } => port(socket, &table, name, found_as)?,
-        LinkKind::Bridge => own(socket, &table, name, &link.kind, |message| {
-            message
-                .text(IFLA_INFO_KIND, "bridge")
-                .nest(IFLA_INFO_DATA, |data| data.u32(IFLA_BR_FORWARD_DELAY, 0).u32(IFLA_BR_STP_STATE, 0))
-        })?,
-        LinkKind::Tagged { vlan, .. } => own(socket, &table, name, &link.kind, |message| {
-            message
-                .text(IFLA_INFO_KIND, "vlan")
-                .nest(IFLA_INFO_DATA, |data| data.attr(IFLA_VLAN_ID, &vlan.get().to_ne_bytes()))
-        })?,
+        LinkKind::Port { found_as } => port(rtnl, &table, name, found_as).await?,
+        LinkKind::Bridge | LinkKind::Tagged { .. } => own(rtnl, &table, name, &link.kind).await?,
     };
-    let now = Table::read(socket)?;
+    let now = Table::read(rtnl).await?;
     let found = now.0.iter().find(|found| found.index == index).ok_or_else(|| missing(name.as_str()))?;
-    let mut change = Message::new(RTM_SETLINK, 0, &ifinfomsg(index, if link.up { IFF_UP } else { 0 }, IFF_UP));
+    let mut change = LinkUnspec::new_with_index(index);
+    change = if link.up { change.up() } else { change.down() };
     if let Some(mtu) = link.mtu.map(u32::from).filter(|mtu| *mtu != found.mtu) {
-        change = change.u32(IFLA_MTU, mtu);
+        change = change.mtu(mtu);
     }
     let master = link.master.as_ref().map(|master| now.index(master)).transpose()?;
     if master != found.master {
-        change = change.u32(IFLA_MASTER, master.unwrap_or(0));
+        change = change.controller(master.unwrap_or(0));
     }
-    socket.ask(change).map(drop)
+    rtnl.change(0, RouteNetlinkMessage::SetLink(change.build())).await
 }
 
 /// Deletes a bridge or VLAN sub-interface of ours.
-pub(crate) fn delete(socket: &mut Socket, name: &IfName) -> io::Result<()> {
-    let table = Table::read(socket)?;
+pub(crate) async fn delete(rtnl: &mut Rtnl, name: &IfName) -> io::Result<()> {
+    let table = Table::read(rtnl).await?;
     let Some(found) = table.named(name.as_str()) else { return Ok(()) };
     if !found.is_ours() {
         return Err(io::Error::other(format!("{name} is not ours: it does not carry the alias {ALIAS:?}")));
     }
-    remove(socket, found.index)
+    remove(rtnl, found.index).await
 }
 
 /// The index of the port, under its wanted name.
-fn port(socket: &mut Socket, table: &Table, name: &IfName, found_as: &IfName) -> io::Result<u32> {
+async fn port(rtnl: &mut Rtnl, table: &Table, name: &IfName, found_as: &IfName) -> io::Result<u32> {
     // A plan made before the rename may be carried out again after it.
     let port = match table.named(name.as_str()) {
         Some(port) => return Ok(port.index),
         None => table.named(found_as.as_str()).ok_or_else(|| missing(found_as.as_str()))?,
     };
-    rename(socket, port, name.as_str())?;
+    let rename = RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(port.index).name(name.as_str()).build());
+    match rtnl.change(0, rename.clone()).await {
+        // Kernels before 6.2 rename only what is down. `set` puts it up again where it should be.
+        Err(error) if errno(&error) == Some(Errno::EBUSY as i32) => {
+            let down = LinkUnspec::new_with_index(port.index).down().build();
+            rtnl.change(0, RouteNetlinkMessage::SetLink(down)).await?;
+            rtnl.change(0, rename).await?;
+        }
+        other => other?,
+    }
     Ok(port.index)
 }
 
-fn rename(socket: &mut Socket, link: &Found, name: &str) -> io::Result<()> {
-    let change = Message::new(RTM_SETLINK, 0, &ifinfomsg(link.index, 0, 0)).text(IFLA_IFNAME, name);
-    match socket.ask(change.clone()) {
-        // Kernels before 6.2 rename only what is down. `set` puts it up again where it should be.
-        Err(error) if errno(&error) == Some(Errno::EBUSY as i32) => {
-            socket.ask(Message::new(RTM_SETLINK, 0, &ifinfomsg(link.index, 0, IFF_UP)))?;
-            socket.ask(change).map(drop)
-        }
-        other => other.map(drop),
-    }
-}
-
 /// The index of a link of ours, created where it is missing and created again where it is another.
-fn own(
-    socket: &mut Socket,
-    table: &Table,
-    name: &IfName,
-    kind: &LinkKind,
-    describe: impl Fn(Message) -> Message,
-) -> io::Result<u32> {
+async fn own(rtnl: &mut Rtnl, table: &Table, name: &IfName, kind: &LinkKind) -> io::Result<u32> {
     if let Some(found) = table.named(name.as_str()) {
         let claimed = Found { alias: Some(ALIAS.to_owned()), ..found.clone() };
         let is_it = table.own_kind(&claimed).as_ref() == Some(kind);
         match found.alias.as_deref() {
             // Without alias: we were killed between creating and marking it.
-            Some(ALIAS) | None if is_it => return mark(socket, found.index),
-            Some(ALIAS) => remove(socket, found.index)?,
+            Some(ALIAS) | None if is_it => return mark(rtnl, found.index).await,
+            Some(ALIAS) => remove(rtnl, found.index).await?,
             Some(_) | None => return Err(io::Error::other(format!("a link {name} exists that is not ours"))),
         }
     }
-    let mut create =
-        Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &ifinfomsg(0, 0, 0)).text(IFLA_IFNAME, name.as_str());
-    if let LinkKind::Tagged { parent, .. } = kind {
-        create = create.u32(IFLA_LINK, table.index(parent)?);
-    }
-    match socket.ask(create.nest(IFLA_LINKINFO, describe)) {
-        Ok(_) => {}
+    let (create, module) = match kind {
+        LinkKind::Tagged { parent, vlan } => {
+            (LinkVlan::new(name.as_str(), table.index(parent)?, vlan.get()).build(), "8021q")
+        }
+        LinkKind::Bridge | LinkKind::Port { .. } => {
+            let bridge = LinkBridge::new(name.as_str()).forward_delay(0).stp_state(BridgeStpState::Disabled);
+            (bridge.build(), "bridge")
+        }
+    };
+    match rtnl.change(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(create)).await {
         Err(error) if errno(&error) == Some(Errno::EOPNOTSUPP as i32) => {
-            let module = match kind {
-                LinkKind::Tagged { .. } => "8021q",
-                LinkKind::Bridge | LinkKind::Port { .. } => "bridge",
-            };
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 format!("kernel lacks {module}: load the module {module}, or use a kernel that has it"),
             ));
         }
-        Err(error) => return Err(error),
+        other => other?,
     }
-    let index = Table::read(socket)?.index(name)?;
-    mark(socket, index)
+    let index = Table::read(rtnl).await?.index(name)?;
+    mark(rtnl, index).await
 }
 
-fn mark(socket: &mut Socket, index: u32) -> io::Result<u32> {
-    // The kernel takes no alias at creation. Its text is stored without a terminating zero.
-    let change = Message::new(RTM_SETLINK, 0, &ifinfomsg(index, 0, 0)).attr(IFLA_IFALIAS, ALIAS.as_bytes());
-    socket.ask(change).map(|_| index)
+async fn mark(rtnl: &mut Rtnl, index: u32) -> io::Result<u32> {
+    // The kernel takes no alias at creation.
+    let alias = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::IfAlias(ALIAS.to_owned()));
+    rtnl.change(0, RouteNetlinkMessage::SetLink(alias.build())).await.map(|()| index)
 }
 
-fn remove(socket: &mut Socket, index: u32) -> io::Result<()> {
-    done_if(socket.ask(Message::new(RTM_DELLINK, 0, &ifinfomsg(index, 0, 0))), &[Errno::ENODEV]).map(drop)
+async fn remove(rtnl: &mut Rtnl, index: u32) -> io::Result<()> {
+    let link = LinkUnspec::new_with_index(index).build();
+    done_if(rtnl.change(0, RouteNetlinkMessage::DelLink(link)).await, &[Errno::ENODEV])
 }
 
 fn missing(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("there is no link {name}"))
 }
 
-fn found(message: &Received) -> Option<Found> {
-    let attributes = message.attributes(IFINFOMSG);
-    let flags = ne32(message.body.get(8..12)?);
-    let info = attributes.nested(IFLA_LINKINFO);
+fn found(message: &RouteNetlinkMessage) -> Option<Found> {
+    let RouteNetlinkMessage::NewLink(LinkMessage { header, attributes, .. }) = message else { return None };
+    let info = find!(attributes, LinkAttribute::LinkInfo).map_or(&[][..], Vec::as_slice);
     Some(Found {
-        index: ne32(message.body.get(4..8)?),
-        name: attributes.text(IFLA_IFNAME)?.to_owned(),
-        up: flags & IFF_UP != 0,
-        carrier: flags & IFF_LOWER_UP != 0,
-        mac: attributes.get(IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()),
-        mtu: attributes.u32(IFLA_MTU).unwrap_or_default(),
-        master: attributes.u32(IFLA_MASTER),
-        parent: attributes.u32(IFLA_LINK),
-        vlan: info.nested(IFLA_INFO_DATA).get(IFLA_VLAN_ID).and_then(|id| id.try_into().ok().map(u16::from_ne_bytes)),
-        kind: info.text(IFLA_INFO_KIND).map(str::to_owned),
-        alias: attributes.text(IFLA_IFALIAS).filter(|alias| !alias.is_empty()).map(str::to_owned),
+        index: header.index,
+        name: find!(attributes, LinkAttribute::IfName)?.clone(),
+        up: header.flags.contains(LinkFlags::Up),
+        carrier: header.flags.contains(LinkFlags::LowerUp),
+        mac: find!(attributes, LinkAttribute::Address).and_then(|mac| mac.as_slice().try_into().ok()),
+        mtu: find!(attributes, LinkAttribute::Mtu).copied().unwrap_or_default(),
+        master: find!(attributes, LinkAttribute::Controller).copied(),
+        parent: find!(attributes, LinkAttribute::Link).copied(),
+        vlan: match find!(info, LinkInfo::Data) {
+            Some(InfoData::Vlan(data)) => find!(data, InfoVlan::Id).copied(),
+            Some(_) | None => None,
+        },
+        kind: find!(info, LinkInfo::Kind).cloned(),
+        alias: find!(attributes, LinkAttribute::IfAlias).filter(|alias| !alias.is_empty()).cloned(),
     })
 }
-
-fn ifinfomsg(index: u32, flags: u32, change: u32) -> [u8; IFINFOMSG] {
-    let mut header = [0; IFINFOMSG];
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
-    header[8..12].copy_from_slice(&flags.to_ne_bytes());
-    header[12..16].copy_from_slice(&change.to_ne_bytes());
-    header
-}
-
-pub(crate) const RTM_NEWLINK: u16 = 16;
-pub(crate) const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
-const RTM_SETLINK: u16 = 19;
-const IFINFOMSG: usize = 16;
-const IFF_UP: u32 = 1;
-const IFF_LOWER_UP: u32 = 0x1_0000;
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_LINK: u16 = 5;
-const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_IFALIAS: u16 = 20;
-const IFLA_EXT_MASK: u16 = 29;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const IFLA_VLAN_ID: u16 = 1;
-const IFLA_BR_FORWARD_DELAY: u16 = 1;
-const IFLA_BR_STP_STATE: u16 = 5;
 
 #[cfg(test)]
 mod tests {

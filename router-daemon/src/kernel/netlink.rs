@@ -1,45 +1,51 @@
 //! Netlink, as far as we need it: one way to build messages, one way to read them, one socket that asks.
 //!
-//! Routing, nftables, conntrack and nflog all speak this format, and we need attributes that no crate's types
-//! carry, so it is written and read here byte by byte. Nothing outside `kernel` uses this.
+//! For nftables, conntrack and nflog, whose attributes no crate's types carry all, it is written and read here byte
+//! by byte; links and routes have `rtnl`. Nothing outside `kernel` uses this.
 //!
 //! The kernel handles a request inside `send` and queues the whole answer (or the first part of a dump) before
 //! `send` returns. So the asking socket never waits: an empty queue before the answer is complete is an error.
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
+use config::units::Family;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket as Raw, SocketAddr, TokioSocket};
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
+use rtnetlink::packet_core::{NLMSG_DONE, NLMSG_ERROR};
 
 pub(crate) use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+pub(crate) use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+};
 
-pub(crate) const NLM_F_REQUEST: u16 = 0x1;
-pub(crate) const NLM_F_ACK: u16 = 0x4;
-pub(crate) const NLM_F_DUMP_INTR: u16 = 0x10;
-pub(crate) const NLM_F_REPLACE: u16 = 0x100;
-pub(crate) const NLM_F_EXCL: u16 = 0x200;
-pub(crate) const NLM_F_DUMP: u16 = 0x300;
-pub(crate) const NLM_F_CREATE: u16 = 0x400;
-
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const NLA_F_NESTED: u16 = 0x8000;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER: usize = 16;
 /// The kernel never makes a dump part larger than 32 KiB.
 const BUFFER: usize = 64 * 1024;
 /// A dump that raced with a change is asked again this often.
-const DUMP_TRIES: usize = 8;
+pub(crate) const DUMP_TRIES: usize = 8;
 
 /// What the kernel said no with, and the words it added.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refused {
     pub(crate) errno: i32,
     pub(crate) words: String,
+}
+
+impl Refused {
+    /// From the code of an answer and what follows it: the header of the refused message, whose body
+    /// `NETLINK_CAP_ACK` keeps away, and attributes.
+    pub(crate) fn new(code: i32, rest: &[u8]) -> Self {
+        const NLMSGERR_ATTR_MSG: u16 = 1;
+        let words = Attributes(rest.get(HEADER..).unwrap_or_default()).text(NLMSGERR_ATTR_MSG).unwrap_or_default();
+        Self { errno: -code, words: words.to_owned() }
+    }
 }
 
 impl fmt::Display for Refused {
@@ -95,16 +101,6 @@ impl Message {
         self.bytes.extend_from_slice(payload);
         self.close(start);
         self
-    }
-
-    #[must_use]
-    pub(crate) fn u8(self, kind: u16, value: u8) -> Self {
-        self.attr(kind, &[value])
-    }
-
-    #[must_use]
-    pub(crate) fn u32(self, kind: u16, value: u32) -> Self {
-        self.attr(kind, &value.to_ne_bytes())
     }
 
     /// Netfilter speaks network order.
@@ -242,8 +238,6 @@ impl Socket {
         raw.set_non_blocking(true)?;
         raw.set_ext_ack(true)?;
         raw.set_cap_ack(true)?;
-        // Dumps of routes then honour the protocol in their header, instead of walking foreign tables through us.
-        raw.set_netlink_get_strict_chk(true)?;
         // Hundreds of acknowledgements of one batch are queued before the first is read.
         widen(&raw, 1 << 20)?;
         Ok(Self { raw, seq: 0 })
@@ -288,11 +282,7 @@ impl Socket {
                 match received.kind {
                     NLMSG_DONE => {
                         let code = received.body.get(0..4).map_or(0, ne32).cast_signed();
-                        return if code < 0 {
-                            Err(Refused { errno: -code, words: String::new() }.into())
-                        } else {
-                            Ok(consistent)
-                        };
+                        return if code < 0 { Err(Refused::new(code, &[]).into()) } else { Ok(consistent) };
                     }
                     NLMSG_ERROR => verdict(&received)?,
                     _ => each(received),
@@ -446,14 +436,10 @@ fn split(mut bytes: &[u8]) -> Vec<Received> {
 
 /// What an `NLMSG_ERROR` says; code 0 is the acknowledgement.
 fn verdict(received: &Received) -> Result<(), Refused> {
-    const NLMSGERR_ATTR_MSG: u16 = 1;
-    let code = received.body.get(0..4).map_or(0, ne32).cast_signed();
-    if code == 0 {
-        return Ok(());
+    match received.body.get(0..4).map_or(0, ne32).cast_signed() {
+        0 => Ok(()),
+        code => Err(Refused::new(code, received.body.get(4..).unwrap_or_default())),
     }
-    // The header of the refused message follows the code; `NETLINK_CAP_ACK` keeps its body away.
-    let words = received.attributes(4 + HEADER).text(NLMSGERR_ATTR_MSG).unwrap_or_default();
-    Err(Refused { errno: -code, words: words.to_owned() })
 }
 
 fn pad(bytes: &mut Vec<u8>) {
@@ -468,6 +454,29 @@ pub(crate) fn ne32(bytes: &[u8]) -> u32 {
     bytes.try_into().map_or(0, u32::from_ne_bytes)
 }
 
+pub(crate) fn af(family: Family) -> u8 {
+    match family {
+        Family::V4 => AF_INET,
+        Family::V6 => AF_INET6,
+    }
+}
+
+pub(crate) fn family_of(af: u8) -> Option<Family> {
+    match af {
+        AF_INET => Some(Family::V4),
+        AF_INET6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,9 +484,9 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let bytes = Message::new(24, NLM_F_CREATE, &[9; 3])
-            .u8(1, 7)
+            .attr(1, &[7])
             .text(2, "wan1")
-            .nest(3, |inside| inside.be32(1, 0x0102_0304).u32(2, 5))
+            .nest(3, |inside| inside.be32(1, 0x0102_0304).attr(2, &5_u32.to_ne_bytes()))
             .finish(11, NLM_F_ACK);
         let [message] = split(&bytes).try_into().unwrap();
         assert_eq!((message.kind, message.seq), (24, 11));

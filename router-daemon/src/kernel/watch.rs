@@ -4,18 +4,27 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 
 use config::units::{Family, IfName};
 use mwan::links::Links;
+use nix::libc::{
+    NUD_REACHABLE, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK,
+    RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE,
+};
+use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_core::{Emitable, ParseableParametrized};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 
-use super::links::{Devices, RTM_DELLINK, RTM_NEWLINK, Table};
+use super::links::{Devices, Table};
 use super::netlink::{
-    Heard, Listener, Message, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, Received, Socket, ne32,
+    Heard, Listener, Message, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_CREATE, NLM_F_REPLACE, Socket, af,
 };
-use super::routing::{
-    RTM_DELADDR, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWRULE, af, family_of, ip, with_address,
-};
+use super::rtnl::{Rtnl, find};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -42,27 +51,28 @@ pub struct Neighbour {
 pub struct Watch {
     route: Listener,
     nftables: Listener,
-    asker: Socket,
+    asker: Rtnl,
     devices: Devices,
     links: Links,
     table: Table,
+    /// Heard and not digested.
+    news: News,
     waiting: VecDeque<Change>,
 }
 
 impl Watch {
     /// The first change it yields is the links as they are.
     pub fn open() -> io::Result<Self> {
-        let mut watch = Self {
+        Ok(Self {
             route: Listener::open(NETLINK_ROUTE, &ROUTE_GROUPS, BUFFER)?,
             nftables: Listener::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES], BUFFER)?,
-            asker: Socket::open(NETLINK_ROUTE)?,
+            asker: Rtnl::open()?,
             devices: Devices::default(),
             links: Links::default(),
             table: Table::default(),
+            news: News { links: true, ..News::default() },
             waiting: VecDeque::new(),
-        };
-        watch.look_at_links()?;
-        Ok(watch)
+        })
     }
 
     pub async fn next(&mut self) -> io::Result<Change> {
@@ -70,81 +80,81 @@ impl Watch {
             if let Some(change) = self.waiting.pop_front() {
                 return Ok(change);
             }
-            let (first, from_route) = tokio::select! {
-                heard = self.route.next() => (heard?, true),
-                heard = self.nftables.next() => (heard?, false),
-            };
-            let mut news = News::default();
-            news.hear(first, from_route);
+            if self.news == News::default() {
+                let (first, from_route) = tokio::select! {
+                    heard = self.route.next() => (heard?, true),
+                    heard = self.nftables.next() => (heard?, false),
+                };
+                self.news.hear(first, from_route);
+            }
             // A burst (a table of routes that goes, a large nft transaction) is one change.
             while let Some(heard) = self.route.pending()? {
-                news.hear(heard, true);
+                self.news.hear(heard, true);
             }
             while let Some(heard) = self.nftables.pending()? {
-                news.hear(heard, false);
+                self.news.hear(heard, false);
             }
-            self.digest(&news)?;
+            self.digest().await?;
         }
     }
 
-    fn digest(&mut self, news: &News) -> io::Result<()> {
-        if news.links || news.overrun {
-            self.look_at_links()?;
+    /// Takes the news when all that had to be asked is answered.
+    async fn digest(&mut self) -> io::Result<()> {
+        let anew = self.news.overrun;
+        let mut links = None;
+        if self.news.links || anew {
+            self.table = Table::read(&mut self.asker).await?;
+            links = Some(self.table.facts(&mut self.devices)).filter(|links| *links != self.links);
         }
-        if news.overrun {
-            let all = self.asker.dump(&Message::new(RTM_GETNEIGH, 0, &[0; NDMSG]))?;
-            self.waiting
-                .extend(all.iter().filter_map(|message| neighbour(message, &self.table)).map(Change::Neighbour));
-        } else {
-            let told = news.neighbours.iter().filter_map(|message| neighbour(message, &self.table));
-            self.waiting.extend(told.map(Change::Neighbour));
+        if anew {
+            let question = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+            self.news.neighbours = self.asker.dump(question).await?;
         }
-        if news.drift || news.overrun {
+        let news = mem::take(&mut self.news);
+        if let Some(links) = links {
+            self.links = links.clone();
+            self.waiting.push_back(Change::Links(links));
+        }
+        let told = news.neighbours.iter().filter_map(|message| neighbour(message, &self.table));
+        self.waiting.extend(told.map(Change::Neighbour));
+        if news.drift || anew {
             self.waiting.push_back(Change::Drift);
         }
         Ok(())
     }
-
-    fn look_at_links(&mut self) -> io::Result<()> {
-        self.table = Table::read(&mut self.asker)?;
-        let links = self.table.facts(&mut self.devices);
-        if links != self.links {
-            self.links = links.clone();
-            self.waiting.push_back(Change::Links(links));
-        }
-        Ok(())
-    }
 }
 
-/// Asks a neighbour to show that it is there. The answer comes as a [`Change::Neighbour`].
+/// Asks a neighbour to show that it is there. The answer comes as a [`Change::Neighbour`]. Never waits.
 pub fn reconfirm(link: &IfName, address: IpAddr) -> io::Result<()> {
     let mut socket = Socket::open(NETLINK_ROUTE)?;
-    let index = Table::read(&mut socket)?.index(link)?;
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = af(Family::of(address)).into();
+    entry.header.ifindex = if_nametoindex(link.as_str())?;
+    entry.header.state = NeighbourState::Probe;
+    entry.attributes.push(NeighbourAttribute::Destination(address.into()));
     // An entry that has a MAC is asked by unicast …
-    let probe = neighbour_message(NLM_F_REPLACE, index, NUD_PROBE, 0, address);
-    match socket.ask(probe) {
-        Ok(_) => Ok(()),
+    if socket.ask(new_neighbour(NLM_F_REPLACE, &entry)).is_err() {
         // … and one that has none, or is not there, is resolved.
-        Err(_) => socket.ask(neighbour_message(NLM_F_CREATE | NLM_F_REPLACE, index, 0, NTF_USE, address)).map(drop),
+        entry.header.state = NeighbourState::None;
+        entry.header.flags = NeighbourFlags::Use;
+        socket.ask(new_neighbour(NLM_F_CREATE | NLM_F_REPLACE, &entry))?;
     }
+    Ok(())
 }
 
-fn neighbour_message(flags: u16, index: u32, state: u16, ndm_flags: u8, address: IpAddr) -> Message {
-    let mut header = [0; NDMSG];
-    header[0] = af(Family::of(address));
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
-    header[8..10].copy_from_slice(&state.to_ne_bytes());
-    header[10] = ndm_flags;
-    with_address(Message::new(RTM_NEWNEIGH, flags, &header), NDA_DST, address)
+fn new_neighbour(flags: u16, entry: &NeighbourMessage) -> Message {
+    let mut bytes = vec![0; entry.buffer_len()];
+    entry.emit(&mut bytes);
+    Message::new(RTM_NEWNEIGH, flags, &bytes)
 }
 
 /// What a burst of messages amounts to.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct News {
     links: bool,
     drift: bool,
     overrun: bool,
-    neighbours: Vec<Received>,
+    neighbours: Vec<RouteNetlinkMessage>,
 }
 
 impl News {
@@ -163,7 +173,9 @@ impl News {
                 RTM_NEWADDR | RTM_DELADDR | RTM_NEWROUTE | RTM_DELROUTE | RTM_NEWRULE | RTM_DELRULE => {
                     self.drift = true;
                 }
-                RTM_NEWNEIGH | RTM_DELNEIGH => self.neighbours.push(message),
+                RTM_NEWNEIGH | RTM_DELNEIGH => {
+                    self.neighbours.extend(RouteNetlinkMessage::parse_with_param(&message.body, message.kind));
+                }
                 _ => {}
             }
         }
@@ -172,16 +184,23 @@ impl News {
     }
 }
 
-fn neighbour(message: &Received, links: &Table) -> Option<Neighbour> {
-    let state = u16::from_ne_bytes(message.body.get(8..10)?.try_into().ok()?);
-    family_of(*message.body.first()?)?;
-    let attributes = message.attributes(NDMSG);
-    let known = message.kind == RTM_NEWNEIGH && state & NUD_VALID != 0;
+fn neighbour(message: &RouteNetlinkMessage, links: &Table) -> Option<Neighbour> {
+    let there = matches!(message, RouteNetlinkMessage::NewNeighbour(_));
+    let (RouteNetlinkMessage::NewNeighbour(entry) | RouteNetlinkMessage::DelNeighbour(entry)) = message else {
+        return None;
+    };
+    let state = u16::from(entry.header.state);
+    let address = match find!(entry.attributes, NeighbourAttribute::Destination)? {
+        NeighbourAddress::Inet(address) => IpAddr::V4(*address),
+        NeighbourAddress::Inet6(address) => IpAddr::V6(*address),
+        NeighbourAddress::Other(_) | _ => return None,
+    };
+    let mac = find!(entry.attributes, NeighbourAttribute::LinkLayerAddress).filter(|_| there && state & NUD_VALID != 0);
     Some(Neighbour {
-        link: links.name(ne32(message.body.get(4..8)?))?,
-        address: attributes.get(NDA_DST).and_then(ip)?,
-        mac: attributes.get(NDA_LLADDR).filter(|_| known).and_then(|mac| mac.try_into().ok()),
-        reachable: message.kind == RTM_NEWNEIGH && state & NUD_REACHABLE != 0,
+        link: links.name(entry.header.ifindex)?,
+        address,
+        mac: mac.and_then(|mac| mac.as_slice().try_into().ok()),
+        reachable: there && state & NUD_REACHABLE != 0,
     })
 }
 
@@ -189,14 +208,5 @@ fn neighbour(message: &Received, links: &Table) -> Option<Neighbour> {
 const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 const NFNLGRP_NFTABLES: u32 = 7;
 const BUFFER: usize = 1 << 20;
-const RTM_NEWNEIGH: u16 = 28;
-const RTM_DELNEIGH: u16 = 29;
-const RTM_GETNEIGH: u16 = 30;
-const NDMSG: usize = 12;
-const NDA_DST: u16 = 1;
-const NDA_LLADDR: u16 = 2;
-const NUD_REACHABLE: u16 = 0x02;
-const NUD_PROBE: u16 = 0x10;
 /// Reachable, stale, delay, probe, noarp, permanent.
 const NUD_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
-const NTF_USE: u8 = 0x01;
