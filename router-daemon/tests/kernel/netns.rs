@@ -79,6 +79,12 @@ impl Room {
         ip(&format!("link add {here} type veth peer name {there} netns {}", self.thread));
     }
 
+    /// A link of this room moves to another.
+    pub(crate) fn give(&self, link: &'static str, other: &Self) {
+        let thread = other.thread.clone();
+        self.run(move || ip(&format!("link set {link} netns {thread}")));
+    }
+
     pub(crate) fn ip(&self, commands: &'static [&'static str]) {
         self.run(|| commands.iter().for_each(|command| drop(ip(command))));
     }
