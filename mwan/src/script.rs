@@ -1,8 +1,12 @@
 //! The nft table as one transaction: what the kernel engineer of the daemon feeds to nft. Live sets and maps keep
 //! their elements over a load, so counters survive; bucket maps and dead classes are filled in the same
 //! transaction, so no packet ever sees the rules without them.
+//!
+//! What already stands as it should is not touched. A transaction is atomic, but a packet that began in the old rules
+//! while it took effect finds the verdict maps of those rules empty (the kernel takes their elements out of force
+//! with the old generation), so a chain that is replaced without need could drop a packet without need.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use config::units::Family;
@@ -15,6 +19,11 @@ pub struct Inventory {
     pub sets: BTreeSet<String>,
     pub maps: BTreeSet<String>,
     pub chains: BTreeSet<String>,
+    /// The rules of chains, where they are known to be these: of the ruleset that was loaded last, if nobody has
+    /// changed the table since. Empty where nothing is known.
+    pub rules: BTreeMap<String, Vec<String>>,
+    pub buckets: BTreeMap<BucketKey, Buckets>,
+    pub dead: BTreeSet<FlowClass>,
 }
 
 impl Ruleset {
@@ -23,12 +32,22 @@ impl Ruleset {
     pub fn script(&self, found: &Inventory, buckets: &[(BucketKey, Buckets)], dead: &[FlowClass]) -> String {
         let mut text = String::new();
         self.declare(&mut text);
-        line(&mut text, format_args!("flush table inet {TABLE}"));
-        let maps: BTreeSet<_> = self.maps.keys().chain(&found.maps).collect();
-        for map in maps {
-            line(&mut text, format_args!("flush map inet {TABLE} {map}"));
+        let stays = |chain: &String| found.rules.get(chain).is_some_and(|rules| self.chains.get(chain) == Some(rules));
+        for chain in found.chains.iter().filter(|chain| !stays(chain)) {
+            line(&mut text, format_args!("flush chain inet {TABLE} {chain}"));
         }
-        line(&mut text, format_args!("flush set inet {TABLE} dead"));
+        let full = |key: &BucketKey, buckets: &Buckets| found.buckets.get(key) == Some(buckets);
+        let filled: BTreeSet<_> =
+            buckets.iter().filter(|(key, buckets)| full(key, buckets)).map(|(key, _)| key.map_name()).collect();
+        for map in self.maps.keys().chain(&found.maps).collect::<BTreeSet<_>>() {
+            if !filled.contains(map) {
+                line(&mut text, format_args!("flush map inet {TABLE} {map}"));
+            }
+        }
+        let same_dead = dead.iter().copied().collect::<BTreeSet<_>>() == found.dead;
+        if !same_dead {
+            line(&mut text, format_args!("flush set inet {TABLE} dead"));
+        }
         for map in found.maps.iter().filter(|map| !self.maps.contains_key(*map)) {
             line(&mut text, format_args!("delete map inet {TABLE} {map}"));
         }
@@ -38,7 +57,8 @@ impl Ruleset {
         for chain in found.chains.iter().filter(|chain| !self.chains.contains_key(*chain)) {
             line(&mut text, format_args!("delete chain inet {TABLE} {chain}"));
         }
-        self.fill(&mut text, buckets, dead);
+        let buckets: Vec<_> = buckets.iter().filter(|(key, buckets)| !full(key, buckets)).cloned().collect();
+        self.fill(&mut text, &buckets, if same_dead { &[] } else { dead }, stays);
         text
     }
 
@@ -47,7 +67,7 @@ impl Ruleset {
     pub fn script_from_nothing(&self, buckets: &[(BucketKey, Buckets)], dead: &[FlowClass]) -> String {
         let mut text = format!("table inet {TABLE} {{\n}}\ndelete table inet {TABLE}\n");
         self.declare(&mut text);
-        self.fill(&mut text, buckets, dead);
+        self.fill(&mut text, buckets, dead, |_| false);
         text
     }
 
@@ -68,7 +88,14 @@ impl Ruleset {
         line(text, format_args!("}}"));
     }
 
-    fn fill(&self, text: &mut String, buckets: &[(BucketKey, Buckets)], dead: &[FlowClass]) {
+    /// Everything but what stays.
+    fn fill(
+        &self,
+        text: &mut String,
+        buckets: &[(BucketKey, Buckets)],
+        dead: &[FlowClass],
+        stays: impl Fn(&String) -> bool,
+    ) {
         for (key, buckets) in buckets.iter().filter(|(key, _)| self.maps.contains_key(&key.map_name())) {
             let elements: Vec<_> = buckets
                 .0
@@ -85,7 +112,7 @@ impl Ruleset {
             line(text, format_args!("add element inet {TABLE} dead {{ {} }}", dead.join(", ")));
         }
         line(text, format_args!("table inet {TABLE} {{"));
-        for (name, rules) in &self.chains {
+        for (name, rules) in self.chains.iter().filter(|(name, _)| !stays(name)) {
             let rules: Vec<_> = rules.iter().filter(|rule| !is_hook(rule)).map(String::as_str).collect();
             if !rules.is_empty() {
                 line(text, format_args!("chain {name} {{\n{}\n}}", rules.join("\n")));

@@ -37,7 +37,6 @@ fn a_line_of_six_fails_over_the_same_way() {
 
 /// Acceptance 4 of the router's issue.
 #[test]
-#[ignore = "fails: during a load the anti-spoof rule drops datagrams of known flows"]
 fn a_hundred_applies_lose_no_datagram() {
     let Some(lab) = lab(4, false) else { return };
     let before = lab.site_file();

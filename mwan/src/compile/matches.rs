@@ -91,24 +91,21 @@ impl Traffic<'_> {
             sides => sides,
         };
         let mut rules = Vec::new();
-        let mut ports = Vec::new();
-        let ranges = |set: Option<&PortSet>, pick: Pick| match set {
-            Some(set) => pick(set).iter().map(|range| Some(span(range))).collect::<Vec<_>>(),
-            None => vec![None],
-        };
+        // A set for each field, and not one of protocol and ports together: with ranges in it the kernel fills such a
+        // set (pipapo) a moment after the rules that look into it are in force, and a reload would deny what it must not.
         let picks: [(&str, Pick); 2] = [("tcp", |set| &set.tcp), ("udp", |set| &set.udp)];
         for (protocol, pick) in picks {
-            for source in ranges(from, pick) {
-                for destination in ranges(to, pick) {
-                    let parts = [Some(protocol.to_owned()), source.clone(), destination];
-                    ports.push(parts.into_iter().flatten().collect::<Vec<_>>().join(" . "));
+            let side = |set: Option<&PortSet>, field: &str| match set.map(pick) {
+                None => Some(String::new()),
+                Some([]) => None,
+                Some(ranges) => {
+                    let ranges = ranges.iter().map(span).collect::<Vec<_>>();
+                    Some(format!("{protocol} {field} {{ {} }}", ranges.join(", ")))
                 }
+            };
+            if let (Some(source), Some(destination)) = (side(from, "sport"), side(to, "dport")) {
+                rules.push(join(&[&source, &destination]));
             }
-        }
-        if !ports.is_empty() {
-            let keys = [Some("meta l4proto"), from.map(|_| "th sport"), to.map(|_| "th dport")];
-            let key = keys.into_iter().flatten().collect::<Vec<_>>().join(" . ");
-            rules.push(format!("{key} {{ {} }}", ports.join(", ")));
         }
         if from.is_none_or(|set| set.ping) && to.is_none_or(|set| set.ping) {
             let echo = [(Family::V4, "icmp type echo-request"), (Family::V6, "icmpv6 type echo-request")];

@@ -184,18 +184,20 @@ impl Table<'_> {
             let never = elements(&no_sources, family);
             vlan.extend(rule(&format!("{ip} saddr"), &never, "goto deny_spoof"));
         }
-        for family in Family::ALL {
-            let ip = keyword(family);
-            let homes: Vec<_> = self
-                .config
-                .vlans
-                .values()
-                .flat_map(|vlan| vlan.addresses.iter().map(move |net| (vlan, net)))
-                .filter(|(_, net)| Family::of(net.addr()) == family)
-                .map(|(vlan, net)| format!("\"{}\" . {}", vlan.interface, net.trunc()))
-                .collect();
-            vlan.extend(rule(&format!("iifname . {ip} saddr"), &homes, "accept"));
+        // A chain per VLAN, and not one set of interface and prefix together: the kernel fills such a set (pipapo) a
+        // moment after the rules that look into it are in force, and in that moment every reload would drop packets.
+        let mut homes = Vec::new();
+        for own in self.config.vlans.values() {
+            let nets = collected(own.addresses.iter().map(IpNet::trunc));
+            let rules = Family::ALL
+                .into_iter()
+                .filter_map(|family| rule(&format!("{} saddr", keyword(family)), &elements(&nets, family), "accept"));
+            let rules = rules.collect();
+            let chain = format!("home_{}", own.id);
+            homes.push(format!("\"{}\" : jump {chain}", own.interface));
+            self.chain(&chain, rules);
         }
+        vlan.extend(vmap("iifname", &homes));
         // Duplicate address detection, neighbour discovery; a DHCP client that has no address yet.
         vlan.push("ip6 saddr { ::, fe80::/10 } accept".to_owned());
         vlan.push("ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned());
@@ -319,7 +321,7 @@ impl Table<'_> {
     fn input(&mut self) {
         let mut hook = vec!["type filter hook input priority filter; policy drop;".to_owned()];
         hook.push("iifname \"lo\" accept".to_owned());
-        hook.push("ct state vmap { established : accept, related : accept, invalid : goto deny_invalid }".to_owned());
+        hook.extend(KNOWN.map(str::to_owned));
         let mut shared = BTreeMap::new();
         let config = self.config;
         let mut vlans = Vec::new();
@@ -387,7 +389,7 @@ impl Table<'_> {
                 ));
             }
         }
-        hook.push("ct state vmap { established : accept, related : accept, invalid : goto deny_invalid }".to_owned());
+        hook.extend(KNOWN.map(str::to_owned));
         let lines = self.wans(|wan| format!("goto out_{}", wan.id));
         hook.extend(vmap("oifname", &lines));
         hook.extend(self.cells());
@@ -645,6 +647,9 @@ const SPECIAL: [&str; 7] =
 const METERS: [(&str, &str); 4] =
     [("forward", "ifname . ifname"), ("input", "ifname"), ("spoof", "ifname"), ("invalid", "ifname . ifname")];
 const NEIGHBOUR_DISCOVERY: &str = "nd-neighbor-solicit, nd-neighbor-advert";
+/// Two comparisons and not one verdict map: a packet that meets them while a transaction takes effect must not fall
+/// through as if its flow were unknown.
+const KNOWN: [&str; 2] = ["ct state established,related accept", "ct state invalid goto deny_invalid"];
 const PASS: &str = "goto pass";
 /// Without a fixed seed every load would scatter the sticky flows anew.
 const SEED: &str = "0x51756164";

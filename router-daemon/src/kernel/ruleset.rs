@@ -47,6 +47,9 @@ pub(crate) struct Table {
 struct Baseline {
     generation: String,
     listing: String,
+    /// The rules as they were given to nft.
+    #[serde(default)]
+    chains: BTreeMap<String, Vec<String>>,
 }
 
 impl Table {
@@ -87,7 +90,14 @@ impl Table {
         dead: &[FlowClass],
     ) -> io::Result<()> {
         let found = self.observe()?;
-        let gentle = ruleset.script(&found.inventory, buckets, dead);
+        let known = matches!(found.state, RulesetState::Installed(_));
+        let inventory = Inventory {
+            rules: if known { self.baseline.chains.clone() } else { BTreeMap::new() },
+            buckets: found.buckets,
+            dead: found.dead,
+            ..found.inventory
+        };
+        let gentle = ruleset.script(&inventory, buckets, dead);
         if let Err(error) = self.nft.load(&gentle).await {
             if found.state == RulesetState::Absent {
                 return Err(error);
@@ -100,7 +110,11 @@ impl Table {
         if !listing.inventory.chains.contains(&generation_chain(&ruleset.generation)) {
             return Err(io::Error::other("nft reported success, and the table is not there"));
         }
-        self.baseline = Baseline { generation: ruleset.generation.clone(), listing: listing.digest.clone() };
+        self.baseline = Baseline {
+            generation: ruleset.generation.clone(),
+            listing: listing.digest.clone(),
+            chains: ruleset.chains.clone(),
+        };
         save(&self.baseline_file, &self.baseline)?;
         let seen = self.seen_in(listing)?;
         self.seen = (Generation::read(&mut self.socket)? == before).then_some((before, seen));
@@ -192,7 +206,7 @@ impl Table {
 
     /// The listing, with the live elements it does not show.
     fn seen_in(&mut self, listing: Listing) -> io::Result<Seen> {
-        let Baseline { generation, listing: digest } = &self.baseline;
+        let Baseline { generation, listing: digest, .. } = &self.baseline;
         let adopted = *digest == listing.digest && listing.inventory.chains.contains(&generation_chain(generation));
         let state = if adopted {
             RulesetState::Installed(Ruleset {
