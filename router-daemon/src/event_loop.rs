@@ -195,7 +195,7 @@ impl Core {
         }
         let lines = self.recorder.take_lines();
         if let Some(journal) = &mut self.journal {
-            journal.write(&lines, || self.recorder.checkpoint(now, wall()));
+            journal.write(lines, || self.recorder.checkpoint(now, wall()));
             // What people ask the journal for is there at once, and after a crash.
             if !notices.is_empty() || matches!(event, Event::Config(_) | Event::Request(_)) {
                 journal.flush();
