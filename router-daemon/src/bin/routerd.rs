@@ -61,7 +61,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // journald adds the time itself; a terminal wants it.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    // Whoever reads our log may be slow (a disk that stands still); the loop does not wait for it. What is still on its
+    // way when we end is written as the guard goes.
+    let (log_writer, _guard) = tracing_appender::non_blocking(io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log_writer).with_target(false);
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         log.with_ansi(false).without_time().init();
     } else {
