@@ -2,6 +2,7 @@
 //! connection to it, `links` and `routing` say what; nothing else knows the crate's messages.
 
 use std::io;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_sys::AsyncSocket;
@@ -10,6 +11,7 @@ use rtnetlink::Handle;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::netlink::{DUMP_TRIES, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, Refused};
 
@@ -66,7 +68,14 @@ impl Rtnl {
         request.header.flags = flags | NLM_F_REQUEST;
         let mut answers = self.handle.request(request).map_err(io::Error::other)?;
         let (mut all, mut consistent) = (Vec::new(), true);
-        while let Some(answer) = answers.next().await {
+        while let Some(answer) = match timeout(PATIENCE, answers.next()).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                // Whatever answers late would be taken for the answer to something else.
+                *self = Self::open()?;
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer over netlink"));
+            }
+        } {
             consistent &= answer.header.flags & NLM_F_DUMP_INTR == 0;
             match answer.payload {
                 NetlinkPayload::InnerMessage(found) => all.push(found),
@@ -81,6 +90,9 @@ impl Rtnl {
         Err(io::Error::other("the netlink connection broke"))
     }
 }
+
+/// The kernel answers in milliseconds, or its answer was lost.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
