@@ -453,7 +453,9 @@ fn peer_bug_20_answers_leave_by_the_line_that_asked() {
     assert_ne!(closed, Answer::Open(None));
     assert!(!closed.is_open());
     stop.store(true, Ordering::Relaxed);
-    servers.into_iter().for_each(|server| server.join().unwrap());
+    for server in servers {
+        server.join().unwrap();
+    }
     lab.stop_router(Signal::SIGTERM).unwrap();
 }
 

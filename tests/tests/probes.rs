@@ -44,7 +44,7 @@ fn a_service_that_fails_downs_exactly_the_line_whose_quorum_needs_it() {
                     let targets = line["targets"].as_array().cloned().unwrap_or_default();
                     let (down, up): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target["up"] == false);
                     let of_word = |target: &&serde_json::Value| target["target"].as_str().unwrap().contains(word);
-                    Ok(down.len() == 1 && down.iter().all(|target| of_word(target)) && up.len() == 4)
+                    Ok(down.len() == 1 && down.iter().all(of_word) && up.len() == 4)
                 })
                 .unwrap();
             }
