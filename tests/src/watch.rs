@@ -61,7 +61,7 @@ pub fn wait_usable(lab: &Lab, wan: &str, family: &str, wanted: bool) -> Result<D
 }
 
 /// Waits until something is so; tells how long that took.
-pub fn wait(what: &str, so: impl Fn() -> Result<bool>) -> Result<Duration> {
+pub fn wait(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let start = Instant::now();
     while !so()? {
         if start.elapsed() > PATIENCE {

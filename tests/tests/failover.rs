@@ -95,8 +95,8 @@ fn check(wans: u8, same_gateway: bool, fault: Fault, numbers: &[u8], bound: Dura
     let trials: Vec<_> = numbers.iter().map(|number| trial(&mut lab, *number, fault, watch).unwrap()).collect();
     for trial in &trials {
         println!("{fault} with {wans} lines: {trial:?}");
-        // What a flow loses that never sees the router is not the router's loss, nor is as much of the others'.
-        assert!(trial.others_lost <= trial.control_lost, "flows of other lines: {trial:?}");
+        let excused = excused(trial.control_lost, usize::from(wans) - 1);
+        assert!(trial.others_lost <= excused, "flows of other lines: {trial:?}");
         assert!(trial.connections.is_some() && trial.born.is_some(), "not everything works again: {trial:?}");
     }
     let median = |of: fn(&Trial) -> Option<Duration>| {
@@ -122,7 +122,13 @@ fn undisturbed(lab: &Lab, work: impl FnOnce()) {
     let sent: u32 = reports.iter().map(|report| report.sent).sum();
     let control = control.stop().lost.len();
     println!("{lost} of {sent} datagrams lost, {control} of those that do not cross the router");
-    assert!(lost <= control, "{lost} of {sent} lost: {reports:?}");
+    assert!(lost <= excused(control, reports.len()), "{lost} of {sent} lost: {reports:?}");
+}
+
+/// What a flow loses that never sees the router is not the router's loss, nor is as much of each other flow: the
+/// machine stood still. Where that flow lost nothing, no other may.
+fn excused(control: usize, flows: usize) -> usize {
+    if control == 0 { 0 } else { (control + control / 10 + 1) * flows }
 }
 
 /// The empty chain whose name says which load of the table is in force.

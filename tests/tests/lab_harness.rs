@@ -102,9 +102,16 @@ fn loss_is_as_asked_both_ways() {
     lab.fail(1, "loss=30".parse().unwrap()).unwrap();
     let wan = lab.site().wans[0].clone();
     for target in targets() {
-        let flow = UdpFlow::start(&lab.router(), Some(source(&wan, target)), SocketAddr::new(target, 7), 1000).unwrap();
-        std::thread::sleep(Duration::from_secs(2));
-        let report = flow.stop();
+        // A shared machine may stand still for longer than a socket can hold what arrives; that says nothing of the line.
+        let report = (0..5)
+            .map(|_| {
+                let to = SocketAddr::new(target, 7);
+                let flow = UdpFlow::start(&lab.router(), Some(source(&wan, target)), to, 1000).unwrap();
+                std::thread::sleep(Duration::from_secs(2));
+                flow.stop()
+            })
+            .find(|report| report.sent > 1900 && report.silence < Duration::from_millis(200))
+            .expect("two seconds without a stand-still");
         // 30 % each way leaves 49 %; six standard deviations of 2,000 are 6.7 points.
         let arrived = 1.0 - ratio(report.lost.len(), report.sent);
         assert!((0.42..0.56).contains(&arrived), "{target}: {arrived} of {} came back", report.sent);

@@ -66,7 +66,7 @@ fn a_recorded_incident_replays_bit_by_bit() {
     }
     lab.stop_router(Signal::SIGKILL).unwrap();
     lab.start_router().unwrap();
-    wait_until_good(&lab, Duration::from_secs(60)).unwrap();
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
     lab.stop_router(Signal::SIGTERM).unwrap();
 
     let journal = lab.state_directory().join("journal");
