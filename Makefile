@@ -8,7 +8,7 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz packages root clean-lab
+.PHONY: help lab test guest bench fuzz packages bpf root clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -16,10 +16,11 @@ help:
 	@echo 'make bench       the numbers of bench/README.md: the core, failover in the lab, an idle daemon'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) of hostile site files for the parser and the compiler'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
+	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
 	@echo 'make clean-lab   take the lab down, remove that root'
 
-lab: root
+lab: root bpf
 	cargo build --workspace $(CARGO_FLAGS)
 	$(LAB) demo
 
@@ -27,11 +28,14 @@ lab: root
 test: export QUADWAY_MUST_RUN = 1
 test: export QUADWAY_NFT = $(shell tests/root/nft)
 test: export RUSTDOCFLAGS = -D warnings
-test: root
+test: root bpf
 	cargo fmt --all --check
+	cargo fmt --manifest-path ebpf/programs/Cargo.toml --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps --document-private-items
 	cargo check --manifest-path tests/fuzz/Cargo.toml
+	cargo clippy --manifest-path ebpf/programs/Cargo.toml --all-targets --all-features -- -D warnings
+	cargo test --manifest-path ebpf/programs/Cargo.toml
 	cargo build --workspace
 	cargo test --workspace
 	$(MAKE) guest
@@ -39,11 +43,11 @@ test: root
 # What the machine's own kernel may lack (8021q) is tried on Debian 13's, emulated; about a minute.
 guest: PACKAGES := $(GUEST_PACKAGES)
 guest: export QUADWAY_NFT = $(shell tests/root/nft)
-guest: root
+guest: root bpf
 	tests/guest/build target/lab/guest
 	tests/guest/run target/lab/guest $$(tests/guest/program router-daemon trunk) --nocapture
 
-bench: root
+bench: root bpf
 	cargo build --workspace --release
 	cargo bench -p bench --bench compile
 	target/release/failover
@@ -68,6 +72,9 @@ packages:
 	    echo "installing" $$missing; \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
 	fi
+
+bpf:
+	@ebpf/toolchain
 
 root: packages
 	@tests/root/nft --recent || tests/root/build $(ROOT)
