@@ -21,6 +21,8 @@ pub enum Event {
     Neighbour { wan: WanId, family: Family, mac: Option<[u8; 6]> },
     /// A probe was answered.
     Reply(Reply),
+    /// This many flows sent by a line for this long, and nothing came back by it. Said once for each silence.
+    Silence { wan: WanId, family: Family, flows: u32, span: Duration },
     /// A deadline passed. Carries nothing: the time of the call says all.
     Timeout,
     /// An operator asks.

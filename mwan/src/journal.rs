@@ -119,6 +119,11 @@ pub enum What {
     Timeout {
         probes: usize,
     },
+    Silence {
+        wan: WanId,
+        flows: u32,
+        span: Duration,
+    },
     Request(crate::event::Request),
 }
 
@@ -127,7 +132,7 @@ impl Told {
     pub fn is_news(&self) -> bool {
         !self.notices.is_empty()
             || self.decision.is_some()
-            || matches!(self.what, What::Start { .. } | What::Config { .. } | What::Request(_))
+            || matches!(self.what, What::Start { .. } | What::Config { .. } | What::Silence { .. } | What::Request(_))
     }
 }
 
@@ -153,6 +158,7 @@ impl Teller {
             (None, Event::Links(_)) => What::Links,
             (None, Event::Neighbour { .. }) => What::Neighbour,
             (None, Event::Reply(Reply { wan, target, seq, outcome })) => What::Reply { wan, target, seq, outcome },
+            (None, Event::Silence { wan, flows, span, .. }) => What::Silence { wan, flows, span },
             (None, Event::Timeout) => What::Timeout { probes: line.p.len() },
             (None, Event::Request(request)) => What::Request(request),
         };
@@ -289,7 +295,11 @@ impl Line<Router> {
                 line.x = Some((*wan, *target, *seq, *why));
             }
             Event::Timeout => {}
-            Event::Config(_) | Event::Links(_) | Event::Neighbour { .. } | Event::Request(_) => {
+            Event::Config(_)
+            | Event::Links(_)
+            | Event::Neighbour { .. }
+            | Event::Silence { .. }
+            | Event::Request(_) => {
                 line.e = Some(event.clone());
             }
         }
@@ -356,7 +366,7 @@ fn digest(decision: &Decision) -> String {
     format!("{hash:016x}")
 }
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 fn replay_same(entries: Vec<(usize, Line<Router>)>) -> ReplayReport {
     let (mut router, mut run, mut zero) = (Router::new(), None, 0);
@@ -496,14 +506,23 @@ impl Rerun {
                 self.handle(&Event::Config(Arc::clone(&self.config)), t);
             }
             Event::Neighbour { wan, family, mac } => {
-                let name = self.names.get(wan);
-                if let Some(wan) = name.and_then(|name| self.config.wans.get(name)).map(|wan| wan.id) {
+                if let Some(wan) = self.same_line(*wan) {
                     self.handle(&Event::Neighbour { wan, family: *family, mac: *mac }, t);
+                }
+            }
+            Event::Silence { wan, family, flows, span } => {
+                if let Some(wan) = self.same_line(*wan) {
+                    self.handle(&Event::Silence { wan, family: *family, flows: *flows, span: *span }, t);
                 }
             }
             Event::Links(_) | Event::Request(_) => self.handle(event, t),
             Event::Config(_) | Event::Reply(_) | Event::Timeout => {}
         }
+    }
+
+    /// The line of the other config that has the name this one had.
+    fn same_line(&self, recorded: WanId) -> Option<WanId> {
+        self.names.get(&recorded).and_then(|name| self.config.wans.get(name)).map(|wan| wan.id)
     }
 
     /// Lets time pass as the event loop would: replies, deadlines, probes.
@@ -702,7 +721,7 @@ mod tests {
         assert!(matches!(refused(&[&begin, "nonsense"]), JournalError::Line { line: 2, .. }));
         assert!(matches!(refused(&["{\"t\":1}"]), JournalError::NoBeginning));
         assert!(matches!(refused(&[&begin, "{\"t\":1}"]), JournalError::NoConfig));
-        let other = begin.replace("\"version\":1", "\"version\":9");
+        let other = begin.replace(&format!("\"version\":{VERSION}"), "\"version\":9");
         assert!(matches!(refused(&[&other]), JournalError::Version { line: 1, found: 9 }));
     }
 }

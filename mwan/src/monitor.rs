@@ -12,6 +12,9 @@
 //! The very first judgement of a target needs one answer only, so that a box that starts has lines at once; after
 //! a failure, or after carrier came back, `rise` answers are needed.
 //!
+//! Traffic that nothing answers is a doubt ([`Monitor::doubt`]): a burst of [`BURST`] probes asks at once, each another
+//! target where there are several. One answer dispels the doubt; without any, every target is down.
+//!
 //! Called by `Router` alone. Knows nothing of other lines, of hold times or of policies.
 
 use std::collections::VecDeque;
@@ -43,6 +46,33 @@ pub struct Monitor {
     probing: Probing,
     targets: Vec<TargetMonitor>,
     running: bool,
+    burst: Option<Burst>,
+    /// The doubt that the line was lost by.
+    convicted: Option<Doubt>,
+}
+
+/// Flows that sent, for this long, without anything coming back by the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubt {
+    pub flows: u32,
+    pub span: Duration,
+}
+
+/// A doubt that is being looked into.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Burst {
+    doubt: Doubt,
+    began: Time,
+    sent: u32,
+    /// Without an answer by then the line is lost.
+    end: Time,
+}
+
+impl Burst {
+    /// When its next probe is due.
+    fn due(&self) -> Time {
+        if self.sent < BURST { self.began + BURST_STEP * self.sent } else { Time::NEVER }
+    }
 }
 
 impl Monitor {
@@ -57,7 +87,7 @@ impl Monitor {
                 TargetMonitor::new(index, target.clone(), probing.interval * nth / all)
             })
             .collect();
-        Self { wan, probing: probing.clone(), targets, running: false }
+        Self { wan, probing: probing.clone(), targets, running: false, burst: None, convicted: None }
     }
 
     /// The carrier is there: probe, all targets at once, then each at its own moment.
@@ -74,6 +104,8 @@ impl Monitor {
     pub fn stop(&mut self) {
         if self.running {
             self.running = false;
+            self.burst = None;
+            self.convicted = None;
             for target in &mut self.targets {
                 target.forget();
             }
@@ -86,9 +118,31 @@ impl Monitor {
             return None;
         }
         let (wan, timeout, interval) = (self.wan, self.probing.timeout, self.probing.interval);
-        let target = self.targets.iter_mut().find(|target| target.due <= now)?;
-        let seq = target.send(now, interval);
-        Some(Probe { wan, target: target.index, seq, timeout })
+        let (target, seq) = if let Some(target) = self.targets.iter_mut().find(|target| target.due <= now) {
+            target.due = next_moment(now, target.phase, interval);
+            (target.index, target.send(now))
+        } else {
+            let burst = self.burst.as_mut().filter(|burst| burst.due() <= now)?;
+            // The targets take turns; those that are down already would tell nothing.
+            let mut up: Vec<_> = self.targets.iter_mut().filter(|target| target.up == Some(true)).collect();
+            let turn = usize::try_from(burst.sent).unwrap_or(0).checked_rem(up.len())?;
+            burst.sent += 1;
+            let target = up.get_mut(turn)?;
+            (target.index, target.send(now))
+        };
+        Some(Probe { wan, target, seq, timeout })
+    }
+
+    /// Traffic goes out by the line and nothing comes back: asks the targets at once.
+    pub fn doubt(&mut self, doubt: Doubt, now: Time) {
+        let answers = matches!(self.verdict(), Verdict::Good | Verdict::Degraded);
+        let asks = self.targets.iter().any(|target| target.up == Some(true));
+        if !self.running || !answers || !asks || self.burst.is_some() {
+            return;
+        }
+        let usual = self.targets.iter().filter_map(|target| target.window.mean()).max().unwrap_or_default();
+        let patience = (usual * 3).max(BURST_PATIENCE).min(self.probing.timeout.max(BURST_PATIENCE));
+        self.burst = Some(Burst { doubt, began: now, sent: 0, end: now + BURST_STEP * (BURST - 1) + patience });
     }
 
     /// True if the target went up or down, or beyond a threshold or back, by it.
@@ -98,16 +152,30 @@ impl Monitor {
             return false;
         };
         let degraded = target.degraded();
+        let sent = target.pending.iter().find(|probe| probe.seq == reply.seq).map(|probe| probe.sent);
+        let answered = matches!(reply.outcome, Outcome::Answered { .. });
+        if answered {
+            self.convicted = None;
+            self.burst.take_if(|burst| sent.is_some_and(|sent| sent >= burst.began));
+        }
         target.reply(reply, probing) | (target.degraded() != degraded)
     }
 
     /// Counts what is overdue as lost. True if a target went down or beyond a threshold by it, or lost its excuse.
     pub fn expire(&mut self, now: Time) -> bool {
         let probing = &self.probing;
-        self.targets.iter_mut().fold(false, |changed, target| {
+        let mut changed = self.targets.iter_mut().fold(false, |changed, target| {
             let degraded = target.degraded();
             target.expire(now, probing) | (target.degraded() != degraded) | changed
-        })
+        });
+        if let Some(burst) = self.burst.take_if(|burst| burst.end <= now) {
+            for target in self.targets.iter_mut().filter(|target| target.up == Some(true)) {
+                target.condemn(burst.began, probing);
+                changed = true;
+            }
+            self.convicted = Some(burst.doubt);
+        }
+        changed
     }
 
     /// When a probe is due or overdue next.
@@ -115,14 +183,11 @@ impl Monitor {
         if !self.running {
             return Time::NEVER;
         }
-        self.targets
-            .iter()
-            .map(|target| {
-                let overdue = target.pending.front().map_or(Time::NEVER, |probe| probe.sent + self.probing.timeout);
-                target.due.min(overdue)
-            })
-            .min()
-            .unwrap_or(Time::NEVER)
+        let targets = self.targets.iter().map(|target| {
+            let overdue = target.pending.front().map_or(Time::NEVER, |probe| probe.sent + self.probing.timeout);
+            target.due.min(overdue)
+        });
+        targets.chain(self.burst.as_ref().map(|burst| burst.due().min(burst.end))).min().unwrap_or(Time::NEVER)
     }
 
     /// A line without targets in its family is as good as its carrier.
@@ -226,6 +291,10 @@ impl Monitor {
                 format!("{up} of {all} targets answer, beyond a threshold: {}", faults.join("; "))
             }
             Verdict::Silent => {
+                if let Some(Doubt { flows, span }) = self.convicted {
+                    let span = span.as_millis();
+                    return format!("nothing came back for {span} ms, neither to {flows} flows nor to {BURST} probes");
+                }
                 let span = down.iter().map(|target| now.since(target.silent_since)).max().unwrap_or_default();
                 let names: Vec<_> = down.iter().map(|target| target.name_with_failure()).collect();
                 format!("{} of {all} targets silent for {} ms: {}", down.len(), span.as_millis(), names.join(", "))
@@ -308,13 +377,22 @@ impl TargetMonitor {
         }
     }
 
-    fn send(&mut self, now: Time, interval: Duration) -> u64 {
+    fn send(&mut self, now: Time) -> u64 {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.sent += 1;
         self.pending.push_back(Pending { seq, sent: now });
-        self.due = next_moment(now, self.phase, interval);
         seq
+    }
+
+    /// It is down, whatever is still under way; it comes back like any other.
+    fn condemn(&mut self, since: Time, probing: &Probing) {
+        if self.losses == 0 {
+            self.silent_since = since;
+        }
+        self.up = Some(false);
+        self.losses = self.losses.max(probing.fall.get());
+        self.answers = 0;
     }
 
     fn reply(&mut self, reply: &Reply, probing: &Probing) -> bool {
@@ -526,6 +604,11 @@ impl Window {
     }
 }
 
+/// Probes that look into a doubt, and the time between two of them.
+pub const BURST: u32 = 3;
+const BURST_STEP: Duration = Duration::from_millis(20);
+/// The least time the last of them is given; else three times what a round trip takes usually.
+const BURST_PATIENCE: Duration = Duration::from_millis(30);
 /// Answers until latency and jitter are worth comparing.
 const ENOUGH: u32 = 8;
 

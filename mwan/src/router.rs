@@ -28,7 +28,7 @@ use crate::decide::{Chooser, Decision, Facts, Standing, Standings};
 use crate::event::{Event, Health, Notice, Probe, Request};
 use crate::fate::{self, SharedFate, TOGETHER};
 use crate::links::Links;
-use crate::monitor::{Monitor, Verdict};
+use crate::monitor::{Doubt, Monitor, Verdict};
 use crate::state::{BUCKETS, BucketKey, KernelState};
 use crate::time::Time;
 
@@ -98,6 +98,13 @@ impl Router {
             Event::Reply(reply) => {
                 let targets = self.lines.range_mut((reply.wan, Family::V4)..=(reply.wan, Family::V6));
                 self.targets_changed |= targets.fold(false, |changed, (_, line)| line.monitor.reply(reply) | changed);
+                quiet = true;
+                false
+            }
+            Event::Silence { wan, family, flows, span } => {
+                if let Some(line) = self.lines.get_mut(&(*wan, *family)) {
+                    line.monitor.doubt(Doubt { flows: *flows, span: *span }, now);
+                }
                 quiet = true;
                 false
             }

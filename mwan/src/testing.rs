@@ -167,7 +167,7 @@ pub(crate) struct World {
     pub(crate) carriers: BTreeMap<u8, bool>,
     pub(crate) notices: Vec<(Time, Notice)>,
     replies: BTreeMap<(Time, u64), Reply>,
-    sent: u64,
+    pub(crate) sent: u64,
 }
 
 pub(crate) enum Driver {
@@ -290,6 +290,11 @@ impl World {
         let name = |id: u8| wan_name(id).as_str().parse::<IfName>().unwrap();
         let links = Links(self.carriers.iter().map(|(id, carrier)| (name(*id), facts(*id, *carrier))).collect());
         self.handle(&Event::Links(links));
+    }
+
+    /// This line has answered no flow for 150 ms, in IPv4.
+    pub(crate) fn nothing_returns(&mut self, wan: u8) {
+        self.handle(&Event::Silence { wan: wan_id(wan), family: Family::V4, flows: 12, span: ms(150) });
     }
 
     pub(crate) fn request(&mut self, request: Request) {

@@ -41,6 +41,60 @@ fn goes_down_after_three_silent_probes() {
 }
 
 #[test]
+fn silence_of_the_traffic_downs_a_line_before_its_probes_would() {
+    let mut world = World::new(slow_site());
+    world.run(secs(20));
+    let start = world.now;
+    world.silence(&[2]);
+    world.nothing_returns(2);
+    world.run(ms(100));
+    assert!(world.took(2, Health::Down, start).unwrap() <= ms(75), "a burst of 40 ms and its patience");
+    assert!(world.line(2, Family::V4).why.contains("12 flows"), "{}", world.line(2, Family::V4).why);
+    assert_eq!(world.health(1), Health::Up);
+    assert!(world.buried("balanced", 2));
+    // It comes back as any other line does: by answers, and after its hold.
+    world.silence(&[]);
+    world.run(secs(30));
+    assert_eq!(world.health(2), Health::Up);
+}
+
+#[test]
+fn one_answer_to_a_burst_dispels_the_doubt() {
+    let mut world = World::new(slow_site());
+    world.run(secs(6));
+    // The first two probes of the burst get no answer.
+    let first = world.sent + 1;
+    world.answers = Box::new(move |_, _, nth| if nth < first + 2 { Answer::Never } else { Answer::After(ms(10)) });
+    world.nothing_returns(3);
+    world.run(ms(500));
+    assert_eq!(world.health(3), Health::Up);
+    assert_eq!(world.line(3, Family::V4).failovers, 0);
+    assert_eq!(world.line(3, Family::V4).probes_lost, 2);
+}
+
+#[test]
+fn a_doubt_about_a_line_asks_three_times_on_that_line_alone() {
+    let mut world = World::new(slow_site());
+    world.run(secs(6));
+    let before: Vec<_> = (1..=4).map(|wan| world.line(wan, Family::V4).probes_sent).collect();
+    world.silence(&[1]);
+    world.nothing_returns(1);
+    world.nothing_returns(1);
+    world.run(ms(100));
+    let after: Vec<_> = (1..=4).map(|wan| world.line(wan, Family::V4).probes_sent).collect();
+    assert_eq!(after, [before[0] + 3, before[1], before[2], before[3]]);
+}
+
+/// Probes so far apart that what happens between them is the work of something else.
+fn slow_site() -> config::Config {
+    let mut config = site(4);
+    for wan in config.wans.values_mut() {
+        wan.probe.interval = secs(5);
+    }
+    config
+}
+
+#[test]
 fn a_refusal_counts_without_waiting_for_its_timeout() {
     let mut world = World::new(site(4));
     world.run(secs(5));

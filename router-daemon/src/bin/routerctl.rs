@@ -375,6 +375,9 @@ fn journal_line(line: &JournalLine) -> String {
             };
             Some(format!("probe {seq} of line {wan} to its target {target}: {told}"))
         }
+        What::Silence { wan, flows, span } => {
+            Some(format!("line {wan} brought nothing back to {flows} flows for {} ms", span.as_millis()))
+        }
         What::Links => Some("links changed".to_owned()),
         What::Neighbour => Some("a gateway was seen".to_owned()),
         What::Timeout { probes: 0 } => Some("a deadline passed".to_owned()),
