@@ -5,14 +5,27 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod maps;
+
+#[cfg(target_arch = "bpf")]
 mod kernel {
-    use aya_ebpf::bindings::xdp_action;
-    use aya_ebpf::macros::xdp;
-    use aya_ebpf::programs::XdpContext;
+    use aya_ebpf::bindings::{TC_ACT_UNSPEC, xdp_action};
+    use aya_ebpf::macros::{classifier, xdp};
+    use aya_ebpf::programs::{TcContext, XdpContext};
 
     #[xdp]
     fn xdp_port(_ctx: XdpContext) -> u32 {
         xdp_action::XDP_PASS
+    }
+
+    #[classifier]
+    fn tc_port(_ctx: TcContext) -> i32 {
+        TC_ACT_UNSPEC
+    }
+
+    #[classifier]
+    fn tc_line(_ctx: TcContext) -> i32 {
+        TC_ACT_UNSPEC
     }
 
     #[panic_handler]
