@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use config::units::{Family, IfName, WanId};
+use mwan::state::as_pairs;
 use serde::{Deserialize, Serialize};
 
 /// Counted since our table was first loaded. A pair is the interface a packet came in by and the one it would
@@ -75,28 +76,5 @@ impl CounterSource {
 impl std::fmt::Debug for CounterSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("CounterSource")
-    }
-}
-
-/// Maps with structured keys, written as lists of pairs so that JSON can hold them.
-mod as_pairs {
-    use std::collections::BTreeMap;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
-        map: &BTreeMap<K, V>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(map)
-    }
-
-    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
-    where
-        K: Deserialize<'de> + Ord,
-        V: Deserialize<'de>,
-        D: Deserializer<'de>,
-    {
-        Ok(Vec::<(K, V)>::deserialize(deserializer)?.into_iter().collect())
     }
 }
