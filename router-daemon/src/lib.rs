@@ -1,5 +1,6 @@
 //! Making it true: netlink, nftables, sockets. Deciding is `mwan`'s; this crate carries facts in and steps out.
 
+mod accept;
 pub mod api;
 pub mod ask;
 pub mod counters;

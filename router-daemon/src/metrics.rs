@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::accept;
 use crate::status::{Status, WanLine};
 
 /// The two ways of writing it.
@@ -363,7 +364,7 @@ where
             (Some(listener), _) => {
                 tracing::info!(address = ?listener.local_addr().ok(), "serving metrics");
                 tokio::select! {
-                    never = accept(&listener, &status) => match never {},
+                    never = answer_all(&listener, &status) => match never {},
                     changed = address.changed() => changed,
                 }
             }
@@ -376,7 +377,7 @@ where
     }
 }
 
-async fn accept<F, R>(listener: &TcpListener, status: &Arc<F>) -> std::convert::Infallible
+async fn answer_all<F, R>(listener: &TcpListener, status: &Arc<F>) -> std::convert::Infallible
 where
     F: Fn() -> R + Send + Sync + 'static,
     R: Future<Output = Option<Status>> + Send + 'static,
@@ -385,17 +386,7 @@ where
     // Dropped with this future: a moved listener ends its connections.
     let mut connections = JoinSet::new();
     loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::debug!(%error, "a scraper could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-            Some(_) = connections.join_next() => continue,
-        };
+        let (stream, _) = accept::next(&mut connections, "metrics", || listener.accept()).await;
         let Ok(permit) = Arc::clone(&clients).try_acquire_owned() else {
             tracing::debug!("too many scrapers at once");
             continue;

@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 
 use super::journal::Tail;
 use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
+use crate::accept;
 use crate::ask::{Ask, PlanReport, Refusal, View};
 use crate::counters::CounterSource;
 use crate::difference::{self, Difference};
@@ -104,17 +105,7 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
     let (operators, readers) = (Arc::new(Semaphore::new(OPERATORS)), Arc::new(Semaphore::new(READERS)));
     let mut connections = JoinSet::new();
     loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept on the API socket");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-            Some(_) = connections.join_next() => continue,
-        };
+        let (stream, _) = accept::next(&mut connections, "the API", || listener.accept()).await;
         if connections.len() >= OPERATORS + READERS + STRANGERS {
             continue;
         }
