@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use self::ping::Pinger;
-use crate::kernel::watch::{self, Neighbour};
+use crate::kernel::watch::{Asker, Neighbour};
 use crate::resolve;
 
 /// All probes of all lines. Dropping it ends them.
@@ -35,6 +35,7 @@ pub struct Prober {
     lines: BTreeMap<WanId, Line>,
     pingers: BTreeMap<(WanId, Family), Pinger>,
     replies: mpsc::Sender<Reply>,
+    asker: Asker,
     /// Gateways that were asked to show themselves.
     asked: Vec<Asked>,
     /// One task for each connection under way.
@@ -49,6 +50,7 @@ impl Prober {
         Self {
             lines: BTreeMap::new(),
             pingers: BTreeMap::new(),
+            asker: Asker::default(),
             asked: Vec::new(),
             replies,
             tasks: JoinSet::new(),
@@ -99,7 +101,7 @@ impl Prober {
             TargetKind::Gateway => {
                 let asked = Asked { probe: probe.clone(), family: target.family, at: Instant::now() };
                 let gateway = line.gateway(target.family).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into());
-                match gateway.and_then(|gateway| watch::reconfirm(&line.interface, gateway)) {
+                match gateway.and_then(|gateway| self.asker.reconfirm(&line.interface, gateway)) {
                     Ok(()) => {
                         self.asked.retain(|asked| asked.at.elapsed() < asked.probe.timeout);
                         self.asked.push(asked);

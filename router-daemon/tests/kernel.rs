@@ -28,7 +28,7 @@ use mwan::state::{
 use mwan::{KernelState, Step};
 use router_daemon::counters::Count;
 use router_daemon::kernel::nflog::PacketLog;
-use router_daemon::kernel::watch::{Change, Watch, reconfirm};
+use router_daemon::kernel::watch::{Asker, Change, Watch};
 use router_daemon::kernel::{Kernel, LinuxKernel, counters};
 
 use netns::{Room, alone, ip, nft};
@@ -482,8 +482,9 @@ fn changes_are_told_at_once() {
 
         // A gateway that answers, and one that does not.
         let gateway = "100.64.1.1".parse().unwrap();
+        let mut asker = Asker::default();
         for _ in 0..2 {
-            reconfirm(&name("wan1"), gateway).unwrap();
+            asker.reconfirm(&name("wan1"), gateway).unwrap();
             let there = |change: &Change| match change {
                 Change::Neighbour(neighbour) => neighbour.address == gateway && neighbour.reachable,
                 Change::Links(_) | Change::Drift => false,
@@ -491,7 +492,7 @@ fn changes_are_told_at_once() {
             until(&mut watch, there).await;
         }
         room.ip(&["addr flush dev far1"]);
-        reconfirm(&name("wan1"), gateway).unwrap();
+        asker.reconfirm(&name("wan1"), gateway).unwrap();
         let gone = |change: &Change| match change {
             Change::Neighbour(neighbour) => neighbour.address == gateway && neighbour.mac.is_none(),
             Change::Links(_) | Change::Drift => false,

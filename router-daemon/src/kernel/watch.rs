@@ -124,22 +124,34 @@ impl Watch {
     }
 }
 
-/// Asks a neighbour to show that it is there. The answer comes as a [`Change::Neighbour`]. Never waits.
-pub fn reconfirm(link: &IfName, address: IpAddr) -> io::Result<()> {
-    let mut socket = Socket::open(NETLINK_ROUTE)?;
-    let mut entry = NeighbourMessage::default();
-    entry.header.family = af(Family::of(address)).into();
-    entry.header.ifindex = if_nametoindex(link.as_str())?;
-    entry.header.state = NeighbourState::Probe;
-    entry.attributes.push(NeighbourAttribute::Destination(address.into()));
-    // An entry that has a MAC is asked by unicast …
-    if socket.ask(new_neighbour(NLM_F_REPLACE, &entry)).is_err() {
-        // … and one that has none, or is not there, is resolved.
-        entry.header.state = NeighbourState::None;
-        entry.header.flags = NeighbourFlags::Use;
-        socket.ask(new_neighbour(NLM_F_CREATE | NLM_F_REPLACE, &entry))?;
+/// Asks neighbours to show that they are there. The answers come as [`Change::Neighbour`].
+#[derive(Debug, Default)]
+pub struct Asker {
+    /// Opened at the first question.
+    socket: Option<Socket>,
+}
+
+impl Asker {
+    /// Never waits.
+    pub fn reconfirm(&mut self, link: &IfName, address: IpAddr) -> io::Result<()> {
+        let mut entry = NeighbourMessage::default();
+        entry.header.family = af(Family::of(address)).into();
+        entry.header.ifindex = if_nametoindex(link.as_str())?;
+        entry.header.state = NeighbourState::Probe;
+        entry.attributes.push(NeighbourAttribute::Destination(address.into()));
+        let socket = match &mut self.socket {
+            Some(socket) => socket,
+            none => none.insert(Socket::open(NETLINK_ROUTE)?),
+        };
+        // An entry that has a MAC is asked by unicast …
+        if socket.ask(new_neighbour(NLM_F_REPLACE, &entry)).is_err() {
+            // … and one that has none, or is not there, is resolved.
+            entry.header.state = NeighbourState::None;
+            entry.header.flags = NeighbourFlags::Use;
+            socket.ask(new_neighbour(NLM_F_CREATE | NLM_F_REPLACE, &entry))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn new_neighbour(flags: u16, entry: &NeighbourMessage) -> Message {
