@@ -9,6 +9,7 @@ use config::units::{Family, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
 use crate::links::Links;
+use crate::passive::Traffic;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -23,6 +24,8 @@ pub enum Event {
     Reply(Reply),
     /// This many flows sent by a line for this long, and nothing came back by it. Said once for each silence.
     Silence { wan: WanId, family: Family, flows: u32, span: Duration },
+    /// What the lines' traffic showed since the last report; lines without any are left out.
+    Traffic(Vec<Traffic>),
     /// A deadline passed. Carries nothing: the time of the call says all.
     Timeout,
     /// An operator asks.

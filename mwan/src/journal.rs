@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decide::Decision;
 use crate::event::{Event, Failure, Notice, Outcome, Probe, Reply};
+use crate::passive::Traffic;
 use crate::router::Router;
 use crate::time::Time;
 
@@ -124,6 +125,7 @@ pub enum What {
         flows: u32,
         span: Duration,
     },
+    Traffic,
     Request(crate::event::Request),
 }
 
@@ -159,6 +161,7 @@ impl Teller {
             (None, Event::Neighbour { .. }) => What::Neighbour,
             (None, Event::Reply(Reply { wan, target, seq, outcome })) => What::Reply { wan, target, seq, outcome },
             (None, Event::Silence { wan, flows, span, .. }) => What::Silence { wan, flows, span },
+            (None, Event::Traffic(_)) => What::Traffic,
             (None, Event::Timeout) => What::Timeout { probes: line.p.len() },
             (None, Event::Request(request)) => What::Request(request),
         };
@@ -299,6 +302,7 @@ impl Line<Router> {
             | Event::Links(_)
             | Event::Neighbour { .. }
             | Event::Silence { .. }
+            | Event::Traffic(_)
             | Event::Request(_) => {
                 line.e = Some(event.clone());
             }
@@ -514,6 +518,13 @@ impl Rerun {
                 if let Some(wan) = self.same_line(*wan) {
                     self.handle(&Event::Silence { wan, family: *family, flows: *flows, span: *span }, t);
                 }
+            }
+            Event::Traffic(report) => {
+                let report = report
+                    .iter()
+                    .filter_map(|traffic| Some(Traffic { wan: self.same_line(traffic.wan)?, ..traffic.clone() }));
+                let report = Event::Traffic(report.collect());
+                self.handle(&report, t);
             }
             Event::Links(_) | Event::Request(_) => self.handle(event, t),
             Event::Config(_) | Event::Reply(_) | Event::Timeout => {}

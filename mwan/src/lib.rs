@@ -14,6 +14,7 @@ pub mod journal;
 pub mod links;
 pub mod matrix;
 pub mod monitor;
+pub mod passive;
 pub mod plan;
 pub mod router;
 pub mod script;

@@ -29,6 +29,7 @@ use crate::event::{Event, Health, Notice, Probe, Request};
 use crate::fate::{self, SharedFate, TOGETHER};
 use crate::links::Links;
 use crate::monitor::{Doubt, Monitor, Verdict};
+use crate::passive::{Comparison, Fault};
 use crate::state::{BUCKETS, BucketKey, KernelState};
 use crate::time::Time;
 
@@ -48,6 +49,8 @@ pub struct Router {
     bad: BTreeSet<config::model::Target>,
     /// A target went up or down, or a carrier changed, since `bad` was computed.
     targets_changed: bool,
+    /// Of the lines' traffic.
+    comparison: Comparison,
     settling: Settling,
     chooser: Chooser,
     /// What the last decision rests on; `None` forces the next.
@@ -108,6 +111,10 @@ impl Router {
                 quiet = true;
                 false
             }
+            Event::Traffic(report) => {
+                quiet = !self.comparison.take(report, now);
+                false
+            }
             Event::Timeout => {
                 quiet = true;
                 false
@@ -152,7 +159,8 @@ impl Router {
             Settling::Until(end) => end,
             Settling::Waiting | Settling::Over => Time::NEVER,
         };
-        let rest = self.fail_tests.values().copied().chain([settling]).chain(self.decide_again);
+        let rest =
+            self.fail_tests.values().copied().chain([settling, self.comparison.deadline()]).chain(self.decide_again);
         lines.flatten().chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
     }
 
@@ -266,6 +274,7 @@ impl Router {
         for (wan, family) in old.into_keys() {
             self.fates.entry(family).or_default().back(wan);
             self.macs.remove(&(wan, family));
+            self.comparison.forget(wan, family);
         }
         for family in Family::ALL {
             self.fates.entry(family).or_default();
@@ -338,6 +347,7 @@ impl Router {
     /// Turns what monitors, carriers and operators say into the health of each line.
     fn judge(&mut self, now: Time, notices: &mut Vec<Notice>) {
         self.fail_tests.retain(|_, until| *until > now);
+        self.comparison.pass(now);
         if std::mem::take(&mut self.targets_changed) {
             self.find_bad_targets(now, notices);
         }
@@ -366,7 +376,7 @@ impl Router {
     }
 
     fn judge_family(&mut self, family: Family, now: Time, notices: &mut Vec<Notice>) {
-        let Self { lines, fates, links, fail_tests, .. } = self;
+        let Self { lines, fates, links, fail_tests, comparison, .. } = self;
         let Some(links) = links else { return };
         let fate = fates.entry(family).or_default();
         fate.pass(now);
@@ -375,7 +385,10 @@ impl Router {
         let seen: BTreeMap<WanId, Seen> = lines
             .iter()
             .filter(|((_, own), _)| *own == family)
-            .map(|((id, _), line)| (*id, line.seen(links, fail_tests.contains_key(&line.name))))
+            .map(|((id, _), line)| {
+                let fault = comparison.fault(*id, family);
+                (*id, line.seen(links, fail_tests.contains_key(&line.name), fault))
+            })
             .collect();
 
         // Lines in service that are not what they were; an operator's test is nobody's outage.
@@ -524,11 +537,13 @@ struct Line {
 }
 
 /// What a line looks like at one moment, before hold times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Seen {
     NoCarrier,
     FailTest,
     Probed(Verdict),
+    /// Its probes are answered well, its traffic is not.
+    Faulty(Fault),
 }
 
 impl Line {
@@ -553,13 +568,16 @@ impl Line {
         self.wan.interface == wan.interface && self.wan.probe == wan.probe && self.wan.addressing == wan.addressing
     }
 
-    fn seen(&self, links: &Links, fail_test: bool) -> Seen {
+    fn seen(&self, links: &Links, fail_test: bool, fault: Option<Fault>) -> Seen {
         if !links.has_carrier(&self.wan.interface) {
             Seen::NoCarrier
         } else if fail_test {
             Seen::FailTest
         } else {
-            Seen::Probed(self.monitor.verdict())
+            match (self.monitor.verdict(), fault) {
+                (Verdict::Good, Some(fault)) => Seen::Faulty(fault),
+                (verdict, _) => Seen::Probed(verdict),
+            }
         }
     }
 
@@ -579,7 +597,7 @@ impl Line {
             Seen::Probed(Verdict::Unjudged) if self.in_service() || self.health == Health::Down => self.health,
             Seen::Probed(Verdict::Unjudged) => Health::Unknown,
             Seen::Probed(Verdict::Good) => self.after_hold(Health::Up, now),
-            Seen::Probed(Verdict::Degraded) => self.after_hold(Health::Degraded, now),
+            Seen::Probed(Verdict::Degraded) | Seen::Faulty(_) => self.after_hold(Health::Degraded, now),
         };
         self.tested = seen == Seen::FailTest;
         let from = self.health;
@@ -620,7 +638,8 @@ impl Line {
             Seen::NoCarrier => format!("interface {} is missing, down or without carrier", self.wan.interface),
             Seen::FailTest => "declared down by an operator's fail-test".to_owned(),
             Seen::Probed(Verdict::Unjudged) => format!("carrier is there; {probes}"),
-            Seen::Probed(_) if to == Health::Held => {
+            Seen::Faulty(fault) if to != Health::Held => format!("{probes}, but {fault}"),
+            Seen::Probed(_) | Seen::Faulty(_) if to == Health::Held => {
                 let hold = self.hold_until.map(|until| until.since(now)).unwrap_or_default();
                 let flaps = self.damping.level(&self.wan.probe, now);
                 let times = if flaps == 1 { "failure" } else { "failures" };
@@ -629,7 +648,7 @@ impl Line {
             Seen::Probed(Verdict::Good | Verdict::Degraded) if self.health == Health::Held => {
                 format!("{probes}; good throughout its hold time")
             }
-            Seen::Probed(Verdict::Good | Verdict::Degraded | Verdict::Silent) => probes,
+            Seen::Probed(Verdict::Good | Verdict::Degraded | Verdict::Silent) | Seen::Faulty(_) => probes,
         }
     }
 }

@@ -10,6 +10,7 @@ use config::units::{Family, Tier};
 
 use super::*;
 use crate::event::{Outcome, Reply};
+use crate::passive::Traffic;
 use crate::state::{FlowClass, Slot};
 use crate::testing::*;
 
@@ -83,6 +84,22 @@ fn a_doubt_about_a_line_asks_three_times_on_that_line_alone() {
     world.run(ms(100));
     let after: Vec<_> = (1..=4).map(|wan| world.line(wan, Family::V4).probes_sent).collect();
     assert_eq!(after, [before[0] + 3, before[1], before[2], before[3]]);
+}
+
+#[test]
+fn a_line_whose_traffic_is_lossy_is_degraded_until_that_is_forgotten() {
+    let mut world = World::new(site(4));
+    world.run(secs(5));
+    let traffic =
+        |wan, resent| Traffic { wan: wan_id(wan), family: Family::V4, segments: 500, resent, servers: 0, rtt: None };
+    world.handle(&Event::Traffic((1..=4).map(|wan| traffic(wan, if wan == 3 { 60 } else { 1 })).collect()));
+    assert_eq!(world.health(3), Health::Degraded);
+    assert_eq!(world.uses("balanced"), [1, 2, 4]);
+    let why = world.line(3, Family::V4).why;
+    assert_eq!(why, "3 of 3 targets answer, but 12 % of its TCP segments were sent again, 0.2 % on other lines");
+    assert!(!world.buried("balanced", 3), "its flows stay");
+    world.run(crate::passive::MEMORY + ms(1));
+    assert_eq!(world.health(3), Health::Up);
 }
 
 /// Probes so far apart that what happens between them is the work of something else.

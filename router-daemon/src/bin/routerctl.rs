@@ -378,6 +378,7 @@ fn journal_line(line: &JournalLine) -> String {
         What::Silence { wan, flows, span } => {
             Some(format!("line {wan} brought nothing back to {flows} flows for {} ms", span.as_millis()))
         }
+        What::Traffic => Some("the lines' traffic was compared".to_owned()),
         What::Links => Some("links changed".to_owned()),
         What::Neighbour => Some("a gateway was seen".to_owned()),
         What::Timeout { probes: 0 } => Some("a deadline passed".to_owned()),
@@ -386,7 +387,12 @@ fn journal_line(line: &JournalLine) -> String {
     // What an event came to says more than the event.
     let dull = matches!(
         what,
-        What::Reply { .. } | What::Links | What::Neighbour | What::Timeout { .. } | What::Checkpoint { .. }
+        What::Reply { .. }
+            | What::Links
+            | What::Neighbour
+            | What::Traffic
+            | What::Timeout { .. }
+            | What::Checkpoint { .. }
     );
     let told: Vec<_> = came_in
         .filter(|_| !dull || notices.is_empty())
