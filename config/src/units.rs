@@ -174,6 +174,12 @@ impl fmt::Display for WanId {
 #[serde(transparent)]
 pub struct PolicyId(pub u8);
 
+impl PolicyId {
+    pub const MAX: u8 = 254;
+    /// In the conntrack mark of probes, where no policy has a say.
+    pub const PROBES: Self = Self(255);
+}
+
 /// An 802.1Q VLAN number, 1 to 4094.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

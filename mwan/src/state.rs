@@ -244,10 +244,15 @@ impl FlowClass {
         Mark(self.wan.mark().0 | u32::from(self.policy.map_or(0, |policy| policy.0)) << 16)
     }
 
-    /// The class a conntrack mark belongs to; `None` where it names no line.
+    /// The class a conntrack mark belongs to; `None` where it names no line or is that of a probe.
     pub fn from_mark(family: Family, mark: Mark) -> Option<Self> {
         let [wan, policy, ..] = (mark.0 & Self::MASK).to_be_bytes();
-        Some(Self { family, wan: WanId::new(wan)?, policy: (policy != 0).then_some(PolicyId(policy)) })
+        let policy = match PolicyId(policy) {
+            PolicyId(0) => None,
+            PolicyId::PROBES => return None,
+            policy => Some(policy),
+        };
+        Some(Self { family, wan: WanId::new(wan)?, policy })
     }
 }
 
@@ -348,5 +353,6 @@ mod tests {
             assert_eq!(FlowClass::from_mark(Family::V4, class.mark()), Some(class));
         }
         assert_eq!(FlowClass::from_mark(Family::V4, Mark::UNREACHABLE), None);
+        assert_eq!(FlowClass::from_mark(Family::V4, Mark(0x07ff_0000)), None, "a probe");
     }
 }

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use config::units::{Mark, PolicyId};
 use serde_json::Value;
 
 use crate::lab::Lab;
@@ -17,7 +18,7 @@ use crate::root::Root;
 pub struct Flow {
     /// The whole line of the kernel's listing.
     pub text: String,
-    /// The line it is pinned to; 0 for none.
+    /// The line it is pinned to; 0 for none, and for probes.
     pub wan: u32,
 }
 
@@ -80,7 +81,8 @@ pub fn flows(lab: &Lab) -> Result<Vec<Flow>> {
         .map(|text| {
             let mark = text.split_ascii_whitespace().find_map(|word| word.strip_prefix("mark=")).unwrap_or("0");
             let mark: u32 = mark.parse().with_context(|| format!("{text:?} has an odd mark"))?;
-            Ok(Flow { text: text.to_owned(), wan: (mark >> 24) & 0x7f })
+            let probe = mark & Mark::POLICY_MASK == u32::from(PolicyId::PROBES.0) << 16;
+            Ok(Flow { text: text.to_owned(), wan: if probe { 0 } else { (mark & Mark::WAN_MASK) >> 24 } })
         })
         .collect()
 }

@@ -9,7 +9,7 @@ use tests::demo::wait_until_good;
 use tests::lab::{Temporary, binary};
 use tests::netns::{feed, run};
 use tests::root::Root;
-use tests::watch::{line, status, strict, usable, wait, wait_usable};
+use tests::watch::{astray, line, status, strict, usable, wait, wait_usable};
 
 const SITE: &str = include_str!("../../config/examples/minimal.toml");
 
@@ -73,6 +73,19 @@ fn a_service_that_fails_downs_exactly_the_line_whose_quorum_needs_it() {
     wait_usable(&lab, "wan2", "v4", false).unwrap();
     wait_usable(&lab, "wan2", "v6", false).unwrap();
     assert!(usable(&lab, "wan3", "v4").unwrap() && usable(&lab, "wan3", "v6").unwrap());
+    assert_eq!(astray(&lab).unwrap(), 0, "probes left by another line");
+}
+
+/// The kernel answers what comes after routerd gave a probe up, and no socket tells it which line that is for.
+#[test]
+fn what_answers_a_late_reply_leaves_by_the_line_of_the_probe() {
+    let connections = [EVERYTHING[3], EVERYTHING[4], EVERYTHING[5], EVERYTHING[6], EVERYTHING[7], EVERYTHING[8]];
+    let Some(mut lab) = lab(&[1, 1, 1].map(|quorum| (connections.to_vec(), quorum))) else { return };
+    lab.fail(2, "delay=250".parse().unwrap()).unwrap();
+    wait_usable(&lab, "wan2", "v4", false).unwrap();
+    wait_usable(&lab, "wan2", "v6", false).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(astray(&lab).unwrap(), 0, "late answers left by another line");
 }
 
 #[test]

@@ -462,10 +462,10 @@ impl<'a> Check<'a> {
     }
 
     pub(super) fn policies(&mut self) -> BTreeMap<PolicyName, Policy> {
-        if let Some(extra) = self.file.policies.get(usize::from(MOST_POLICIES)) {
+        if let Some(extra) = self.file.policies.get(usize::from(PolicyId::MAX)) {
             self.push(
                 Problem::error(format!("{} policies are too many", self.file.policies.len()))
-                    .at(&extra.name.span, format!("this is one more than {MOST_POLICIES}"))
+                    .at(&extra.name.span, format!("this is one more than {}", PolicyId::MAX))
                     .help("a policy is told by 8 bits of the connection mark"),
             );
             return BTreeMap::new();
@@ -597,9 +597,9 @@ fn policy_ids<'n>(names: impl Iterator<Item = &'n PolicyName>) -> BTreeMap<Polic
             .as_str()
             .bytes()
             .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        let start = u8::try_from(hash % u32::from(MOST_POLICIES)).unwrap_or(0);
-        let free = (0..MOST_POLICIES)
-            .map(|step| u8::try_from((u16::from(start) + u16::from(step)) % u16::from(MOST_POLICIES)).unwrap_or(0) + 1)
+        let start = u8::try_from(hash % u32::from(PolicyId::MAX)).unwrap_or(0);
+        let free = (0..PolicyId::MAX)
+            .map(|step| u8::try_from((u16::from(start) + u16::from(step)) % u16::from(PolicyId::MAX)).unwrap_or(0) + 1)
             .find(|id| taken.insert(*id));
         if let Some(id) = free {
             ids.insert(name.clone(), PolicyId(id));
@@ -608,7 +608,6 @@ fn policy_ids<'n>(names: impl Iterator<Item = &'n PolicyName>) -> BTreeMap<Polic
     ids
 }
 
-const MOST_POLICIES: u8 = 254;
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
 const LONGEST_INTERVAL: Duration = Duration::from_hours(1);
 const DEFAULT_INTERVAL: Duration = Duration::from_millis(500);

@@ -240,7 +240,13 @@ impl Table<'_> {
         self.chain("hook_steer", hook);
 
         let mut own = vec!["type route hook output priority mangle; policy accept;".to_owned()];
-        own.push(format!("meta mark & {0:#010x} == {0:#010x} accept", Mark::PROBE));
+        // What the kernel itself answers to a late reply, when the probe's socket is gone, leaves by the same line.
+        own.push(format!(
+            "meta mark & {0:#010x} == {0:#010x} ct mark set meta mark & {1:#010x} | {2:#010x} accept",
+            Mark::PROBE,
+            Mark::WAN_MASK,
+            policy_mark(PolicyId::PROBES)
+        ));
         own.push("oifname \"lo\" accept".to_owned());
         own.push(format!("meta mark & {:#010x} != 0x00000000 accept", Mark::WAN_MASK));
         // Neighbour discovery belongs to the interface it is about, also when it is unicast to a gateway.
