@@ -21,6 +21,9 @@ pub mod name {
     /// `PerCpuArray<Count>` of [`super::PAIRS`]: what was denied by [`super::pair`]; the pair of a zone with itself
     /// holds its spoofed packets.
     pub const DENIALS: &str = "DENIALS";
+    /// `Array<u64>` of [`super::PAIRS`]: when a denied packet of the pair was last written to [`DENIED`]. The programs'
+    /// own.
+    pub const SAMPLED: &str = "SAMPLED";
     /// `PerCpuArray<Count>` of [`super::Verdict::COUNT`].
     pub const VERDICTS: &str = "VERDICTS";
     /// `LruHashMap<Key4, Flow>` and `LruHashMap<Key6, Flow>`.
@@ -408,6 +411,28 @@ pub struct Passive {
 impl Passive {
     pub const SILENT: u32 = 1;
     pub const HANDSHAKE: u32 = 2;
+}
+
+/// Internet checksums (RFC 1624): one's complement arithmetic on words as they lie in the packet.
+pub mod checksum {
+    #[inline(always)]
+    pub const fn add(a: u16, b: u16) -> u16 {
+        let sum = a as u32 + b as u32;
+        (sum + (sum >> 16)) as u16
+    }
+
+    /// What a checksum over `old` gains when `new` takes its place. Both are as long, and even.
+    pub fn delta(old: &[u8], new: &[u8]) -> u16 {
+        let sum =
+            |bytes: &[u8]| bytes.chunks_exact(2).fold(0, |sum, word| add(sum, u16::from_ne_bytes([word[0], word[1]])));
+        add(sum(old), !sum(new))
+    }
+
+    /// Adds `delta`. Of the two zeros of one's complement the result has the one that computing anew gives.
+    #[inline(always)]
+    pub const fn apply(checksum: u16, delta: u16) -> u16 {
+        !add(!checksum, !delta)
+    }
 }
 
 /// No struct has padding: what the kernel reads is what was written.
