@@ -466,4 +466,23 @@ mod pod {
     }
 
     pod!(PortKey, Zone, Home, Key4, Key6, Flow, Count, LineCount, Silence, Settings, Source, Bucket, Handshake);
+
+    macro_rules! record {
+        ($($name:ident),*) => {
+            $(
+                impl super::$name {
+                    /// A record as it lies in its ring; `None` where it is of another size.
+                    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                        if bytes.len() != size_of::<Self>() {
+                            return None;
+                        }
+                        // SAFETY: the length was checked above, and any bits are a valid struct of integers.
+                        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+                    }
+                }
+            )*
+        };
+    }
+
+    record!(Denied, Passive);
 }
