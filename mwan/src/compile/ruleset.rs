@@ -366,7 +366,7 @@ impl Table<'_> {
                     "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept"
                         .to_owned(),
                     format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-advert }} ip6 hoplimit 255 accept"),
-                    "udp sport 67 udp dport 68 accept".to_owned(),
+                    "meta nfproto ipv4 udp sport 67 udp dport 68 accept".to_owned(),
                     "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept".to_owned(),
                 ],
             );
