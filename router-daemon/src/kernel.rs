@@ -25,6 +25,7 @@ mod burial;
 mod conntrack;
 mod elements;
 pub mod fake;
+pub mod foreign;
 mod kick;
 mod links;
 mod listing;

@@ -36,6 +36,9 @@ pub struct Status {
     pub applies: Applies,
     /// Why the counters are missing, when they are.
     pub counters_missing: Option<String>,
+    /// What others do with the bits of marks that are ours, told to a person.
+    #[serde(default)]
+    pub foreign_marks: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -154,6 +157,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         spoofed: BTreeMap::new(),
         applies: view.applies.clone(),
         counters_missing: counters.as_ref().err().cloned(),
+        foreign_marks: Vec::new(),
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());
@@ -339,6 +343,9 @@ impl Status {
         }
         if self.applies.drift_repaired > 0 {
             writeln!(f, "  changed by somebody else and put right: {} times", self.applies.drift_repaired)?;
+        }
+        for foreign in &self.foreign_marks {
+            note(f, 2, foreign)?;
         }
         if let Some(why) = &self.counters_missing {
             note(f, 2, &format!("counters cannot be read: {why}"))?;

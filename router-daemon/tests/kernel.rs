@@ -27,6 +27,7 @@ use mwan::state::{
 };
 use mwan::{KernelState, Step};
 use router_daemon::counters::Count;
+use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::{Asker, Change, Watch};
 use router_daemon::kernel::{Kernel, LinuxKernel, counters};
@@ -153,6 +154,52 @@ fn what_is_not_ours_is_neither_seen_nor_touched() {
 
 fn foreign() -> Vec<String> {
     ["rule show", "route show", "route show table 1001", "-br addr show dev foreign"].map(ip).to_vec()
+}
+
+#[test]
+fn what_others_do_with_our_marks_is_told_and_what_takes_our_packets_is_refused() {
+    alone(|run| async move {
+        let Some(mut kernel) = kernel(&run).await else { return };
+        let ours = site().rules.into_iter().map(Step::AddRule).chain([load(&table("1", Slot::Unreachable))]);
+        for step in ours {
+            kernel.apply(&step).await.unwrap();
+        }
+        let foreign = Foreign::default();
+        ip("rule add not fwmark 0x42 lookup 77 priority 220");
+        ip("rule add fwmark 0x100/0x3f00 lookup 77 priority 221");
+        nft("add table ip other");
+        nft("add chain ip other polite");
+        nft("add rule ip other polite meta mark and 0xff == 0x42 meta mark set meta mark or 0x10 counter");
+        nft("add rule ip other polite ct mark set ct mark and 0xffffff00 or 0x8 ip saddr 192.0.2.1 accept");
+        foreign.look().await.unwrap();
+        assert_eq!(foreign.warnings(), Vec::<String>::new());
+
+        nft("add chain ip other rude");
+        for rule in [
+            "meta mark 0x42 accept",
+            "meta mark set 0x42",
+            "meta mark set ct mark",
+            "meta mark vmap { 0x42 : accept }",
+            "ct mark set ct mark or 0x10000",
+            "ip saddr . meta mark { 192.0.2.1 . 0x42 } accept",
+            "ct mark set meta mark",
+        ] {
+            nft("flush chain ip other rude");
+            nft(&format!("add rule ip other rude {rule}"));
+            foreign.look().await.unwrap();
+            let warnings = foreign.warnings();
+            assert!(
+                matches!(warnings.as_slice(), [one] if one.contains("table ip other, chain rude")),
+                "{rule}: {warnings:?}"
+            );
+        }
+
+        ip("-6 rule add fwmark 0x1000000/0xff000000 lookup 77 priority 300");
+        let error = foreign.look().await.unwrap_err().to_string();
+        assert!(error.contains("ip -6 rule del priority 300"), "{error}");
+        ip("-6 rule del priority 300");
+        foreign.look().await.unwrap();
+    });
 }
 
 #[test]

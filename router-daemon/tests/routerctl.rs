@@ -118,7 +118,7 @@ fn core() -> Core {
         }
     });
     let counters = CounterSource::new(|| async { Ok(Counters::default()) });
-    Core { asks, counters, denied: EventLog::default(), journal: None }
+    Core { asks, counters, denied: EventLog::default(), journal: None, foreign: None }
 }
 
 fn text(path: &Path) -> &str {

@@ -56,6 +56,41 @@ fn routerd_lives_through_what_a_router_meets() {
 }
 
 #[test]
+fn a_routing_rule_that_takes_our_packets_stops_a_start_and_an_apply() {
+    let Some(nft) = nft() else { return };
+    let site = Site::build(nft);
+    let add = "rule add fwmark 0x1000000/0xff000000 lookup 77 priority 300";
+    let remedy = "ip -4 rule del priority 300";
+    site.ip(add);
+    assert_eq!(site.command().status().unwrap().code(), Some(4));
+    assert!(site.log().contains(remedy), "{}", site.log());
+
+    site.ip("rule del priority 300");
+    let mut daemon = site.start();
+    site.within("it runs", 10, || site.log().contains("applied"));
+    site.ip(add);
+    let path = |name: &str| site.folder.join(name);
+    let mut apply = Command::new(env!("CARGO_BIN_EXE_routerctl"));
+    let apply = apply.arg("--socket").arg(path("run/api.sock")).arg("apply").arg(path("site.toml")).output().unwrap();
+    let said = String::from_utf8_lossy(&apply.stderr);
+    assert!(apply.status.code() == Some(4) && said.contains(remedy), "{said}");
+
+    site.ip("rule del priority 300");
+    site.nft("add table ip other");
+    site.nft("add chain ip other rude");
+    site.nft("add rule ip other rude meta mark set 0x42");
+    let ctl = |arguments: &str| {
+        let routerctl = env!("CARGO_BIN_EXE_routerctl");
+        run(&format!("{routerctl} --socket {} {arguments}", path("run/api.sock").display()))
+    };
+    ctl(&format!("apply {}", path("site.toml").display()));
+    let status = ctl("status");
+    assert!(status.contains("nft table ip other, chain rude"), "{status}");
+    signal("TERM", &daemon);
+    daemon.wait().unwrap();
+}
+
+#[test]
 fn without_a_site_file_everything_is_denied_and_routerd_stays_up() {
     let Some(nft) = nft() else { return };
     let site = Site::build(nft);

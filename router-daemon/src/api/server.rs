@@ -32,10 +32,11 @@ use tokio::task::JoinSet;
 use super::journal::Tail;
 use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::accept;
-use crate::ask::{Ask, PlanReport, Refusal, View};
+use crate::ask::{ApplyReport, Ask, PlanReport, Refusal, View};
 use crate::counters::CounterSource;
 use crate::difference::{self, Difference};
 use crate::event_log::EventLog;
+use crate::kernel::foreign::Foreign;
 use crate::status::{self, Status};
 
 /// Where answers come from.
@@ -46,6 +47,8 @@ pub struct Core {
     pub denied: EventLog,
     /// The journal's file, if one is kept.
     pub journal: Option<PathBuf>,
+    /// `None` does not look at what others do with marks.
+    pub foreign: Option<Foreign>,
 }
 
 /// What a peer may do.
@@ -202,7 +205,16 @@ impl Core {
             Ok(counters) => counters.map_err(|error| error.to_string()),
             Err(_) => Err("the kernel did not answer in time".to_owned()),
         };
-        Ok(status::of(&self.view().await?, &counters))
+        let mut status = status::of(&self.view().await?, &counters);
+        status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
+        Ok(status)
+    }
+
+    async fn apply(&self, text: String) -> Result<ApplyReport, Refusal> {
+        if let Some(foreign) = &self.foreign {
+            foreign.look().await.map_err(|error| refusal("kernel", error.to_string()))?;
+        }
+        self.ask(APPLY_TIMEOUT, |reply| Ask::Apply { text, reply }).await?
     }
 
     async fn view(&self) -> Result<View, Refusal> {
@@ -214,7 +226,7 @@ impl Core {
             Call::Status => ok(&self.status().await?),
             Call::Version => ok(&json!({"version": env!("CARGO_PKG_VERSION"), "protocol": VERSION})),
             Call::Plan { text } => ok(&self.plan(text).await?),
-            Call::Apply { text } => ok(&self.ask(APPLY_TIMEOUT, |reply| Ask::Apply { text, reply }).await??),
+            Call::Apply { text } => ok(&self.apply(text).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
             Call::Denied { .. } => ok(&json!({"groups": self.denied.groups()})),
             Call::Drain { wan } => self.operate(Request::Drain { wan: wan_name(&wan)? }).await?,
@@ -529,7 +541,7 @@ mod tests {
             }
         });
         let counters = CounterSource::fixed(fixture::counters());
-        Core { asks, counters, denied: EventLog::default(), journal: None }
+        Core { asks, counters, denied: EventLog::default(), journal: None, foreign: None }
     }
 
     struct Peer {

@@ -15,6 +15,7 @@ use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::CounterSource;
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
+use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
 use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows};
@@ -51,7 +52,8 @@ Exit codes:
   1  a part that cannot be done without failed; the log says which
   2  wrong arguments
   3  another routerd runs here
-  4  the machine is not fit: privileges are missing, nft is missing or too old
+  4  the machine is not fit: privileges are missing, nft is missing or too old, or a routing rule of somebody
+     else takes packets with our marks
 
 Environment:
   QUADWAY_NFT  the nft program, at least 1.1.3 (default: `nft` on PATH)
@@ -98,7 +100,9 @@ fn start(arguments: &Arguments) -> Result<(), Stop> {
     let runtime = runtime.context("cannot start the runtime").map_err(Stop::with(FAILED))?;
     runtime.block_on(async {
         let kernel = open(&arguments.run).await.map_err(Stop::with(UNFIT))?;
-        run(arguments, kernel).await.map_err(Stop::with(FAILED))
+        let foreign = Foreign::default();
+        foreign.look().await.map_err(|error| Stop { code: UNFIT, error: error.into() })?;
+        run(arguments, kernel, foreign).await.map_err(Stop::with(FAILED))
     })
 }
 
@@ -126,7 +130,7 @@ async fn open(run: &Path) -> Result<LinuxKernel> {
     LinuxKernel::open(run).await.context("cannot use nftables")
 }
 
-async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
+async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -> Result<()> {
     // Nothing passes a router that has not been told what may. A table of ours from before stays: it is adopted.
     let found = kernel.observe(&KernelState::default()).await?;
     if found.ruleset == RulesetState::Absent {
@@ -189,6 +193,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel) -> Result<()> {
         counters: CounterSource::new(kernel::counters),
         denied,
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
+        foreign: Some(foreign),
     };
     let access = Access::of_system();
     let socket = arguments.run.join("api.sock");

@@ -197,7 +197,11 @@ fn with_key(element: Message, key: &[u8]) -> Message {
 }
 
 pub(crate) fn message(kind: u16, flags: u16) -> Message {
-    Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &[NFPROTO_INET, 0, 0, 0])
+    message_of(NFPROTO_INET, kind, flags)
+}
+
+pub(crate) fn message_of(family: u8, kind: u16, flags: u16) -> Message {
+    Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, &[family, 0, 0, 0])
 }
 
 /// A batch that the kernel refuses (`ERESTART`) when the table is of another generation.
@@ -212,7 +216,7 @@ fn frame(generation: Generation) -> [Message; 2] {
 const DEAD: &str = "dead";
 const IFNAMSIZ: usize = 16;
 pub(crate) const NFGENMSG: usize = 4;
-const NFPROTO_INET: u8 = 1;
+pub(crate) const NFPROTO_INET: u8 = 1;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
