@@ -22,7 +22,7 @@ use config::Config;
 use config::units::{Family, IfName, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
-use crate::compile::compile;
+use crate::compile::{Waiting, compile, unresolved};
 use crate::damping::Damping;
 use crate::decide::{Chooser, Decision, Facts, Standing, Standings};
 use crate::event::{Event, Health, Notice, Probe, Request};
@@ -197,6 +197,12 @@ impl Router {
 
     pub fn config(&self) -> Option<&Arc<Config>> {
         self.config.as_ref()
+    }
+
+    /// The ports of the config in force that are not there; none before the links are known.
+    pub fn waiting(&self) -> Vec<Waiting> {
+        let known = self.config.as_ref().zip(self.links.as_ref());
+        known.map(|(config, links)| unresolved(config, links)).unwrap_or_default()
     }
 
     /// What the target of a probe is; `None` once the config it came from is gone.

@@ -300,21 +300,9 @@ impl Core {
                 (None, false) => Some(failing.join("; ")),
                 (None, true) => None,
             },
-            waiting: self.waiting(),
+            waiting: self.recorder.router().waiting().iter().map(ToString::to_string).collect(),
             unlike_file: None,
         }
-    }
-
-    /// The interfaces the config names and the kernel does not have.
-    fn waiting(&self) -> Vec<String> {
-        let (Some(accepted), Some(wanted)) = (&self.accepted, &self.wanted) else { return Vec::new() };
-        let missing = |interface| !wanted.links.contains_key(interface);
-        let wans = accepted.config.wans.values().filter(|wan| missing(&wan.interface));
-        let ports = accepted.config.ports.values().filter(|port| missing(&port.name));
-        let mut waiting: Vec<_> =
-            wans.map(|wan| format!("wan {} waits for interface {}", wan.name, wan.interface)).collect();
-        waiting.extend(ports.map(|port| format!("port {} is not there ({:?})", port.name, port.find)));
-        waiting
     }
 
     fn second(&mut self) {

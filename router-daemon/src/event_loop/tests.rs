@@ -93,6 +93,24 @@ async fn one_apply_at_a_time() {
 }
 
 #[tokio::test]
+async fn a_port_that_is_not_there_is_waited_for_once_and_in_words() {
+    let bench = Bench::start(None);
+    bench.apply(MINIMAL).await.unwrap();
+    assert_eq!(bench.view().await.applies.waiting, Vec::<String>::new());
+    let mut links = links();
+    links.0.retain(|name, _| !["eth0", "eth3"].contains(&name.as_str()));
+    bench.changes.send(Change::Links(links)).await.unwrap();
+    while bench.view().await.applies.waiting.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let waiting = bench.view().await.applies.waiting;
+    assert_eq!(
+        waiting,
+        ["port eth0 (line 9): there is no interface eth0", "port eth3 (line 33): there is no interface eth3"]
+    );
+}
+
+#[tokio::test]
 async fn a_plan_counts_and_changes_nothing() {
     let bench = Bench::start(None);
     bench.apply(MINIMAL).await.unwrap();
