@@ -42,6 +42,14 @@ pub fn broken(config: &Config) -> Vec<BrokenAssert> {
     config.asserts.iter().filter_map(told).collect()
 }
 
+/// Why a file with these is refused, in a line above them.
+pub fn heading(broken: &[BrokenAssert]) -> String {
+    match broken {
+        [_] => "refused: 1 assert would break".to_owned(),
+        _ => format!("refused: {} asserts would break", broken.len()),
+    }
+}
+
 /// The lines a policy uses with these down and all others up; `None` where none of its lines carries the family,
 /// so that the claim is about the other.
 fn used(

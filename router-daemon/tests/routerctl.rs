@@ -24,7 +24,11 @@ fn the_exit_code_tells_what_went_wrong() {
     let table: [(&[&str], i32, &str); 8] = [
         (&["check", text(&good)], 0, "good"),
         (&["check", text(&bad)], 1, "nome"),
-        (&["check", text(&broken)], 1, "does not hold"),
+        (
+            &["check", text(&broken)],
+            1,
+            "refused: 1 assert would break\nerror: the assert `guests -> office allow` does not",
+        ),
         (&["check", "/nonexistent"], 1, "cannot read"),
         (&["replay", text(&good)], 1, "line 1"),
         (&["frobnicate"], 2, "unrecognized"),

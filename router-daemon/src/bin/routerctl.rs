@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
+use mwan::asserts::{self, BrokenAssert};
 use mwan::event::{Notice, Outcome, Request};
 use mwan::journal::{self, ReplayReport, Told, What};
 use router_daemon::api::client::{Client, ClientError};
@@ -260,9 +261,10 @@ fn check(file: &Path, json: bool) -> Result<(), Failure> {
             return Err(Failure::Refused(String::new()));
         }
     };
-    let broken = broken_asserts(&config);
+    let broken = asserts::broken(&config);
     if json {
-        let told = broken.iter().map(|(line, text, why)| json!({"line": line, "text": text, "why": why}));
+        let told =
+            broken.iter().map(|BrokenAssert { line, text, why }| json!({"line": line, "text": text, "why": why}));
         show(&json!({
             "ok": broken.is_empty(),
             "digest": config.digest,
@@ -273,8 +275,11 @@ fn check(file: &Path, json: bool) -> Result<(), Failure> {
         if !warnings.is_empty() {
             say(warnings.to_string().trim_end())?;
         }
-        for (line, text, why) in &broken {
-            say(&format!("error: the assert `{text}` does not hold\n  --> {name}:{line}\n  {why}"))?;
+        if !broken.is_empty() {
+            say(&asserts::heading(&broken))?;
+        }
+        for BrokenAssert { line, text, why } in &broken {
+            say(&format!("error: the assert `{text}` does not hold\n  --> {name}:{}\n  {why}", line.0))?;
         }
         if broken.is_empty() {
             say(&format!(
@@ -287,11 +292,6 @@ fn check(file: &Path, json: bool) -> Result<(), Failure> {
         }
     }
     if broken.is_empty() { Ok(()) } else { Err(Failure::Refused(String::new())) }
-}
-
-/// Line, text and what is so instead.
-fn broken_asserts(config: &config::Config) -> Vec<(u32, String, String)> {
-    mwan::asserts::broken(config).into_iter().map(|broken| (broken.line.0, broken.text, broken.why)).collect()
 }
 
 fn applied(report: &ApplyReport) -> String {

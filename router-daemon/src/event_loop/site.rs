@@ -38,8 +38,8 @@ impl Accepted {
         let parsed = config::parse(name, text).map_err(|problems| refusal("config", problems.to_string()))?;
         let broken = mwan::asserts::broken(&parsed.config);
         if !broken.is_empty() {
-            let told = broken.iter().map(|broken| format!("{}: `{}`: {}", broken.line, broken.text, broken.why));
-            return Err(refusal("assert", told.collect::<Vec<_>>().join("\n")));
+            let told = broken.iter().map(|broken| format!("\n{}: `{}`: {}", broken.line, broken.text, broken.why));
+            return Err(refusal("assert", mwan::asserts::heading(&broken) + &told.collect::<String>()));
         }
         let warnings = parsed.warnings.iter().map(|warning| format!("line {}: {}", warning.line, warning.message));
         Ok(Self { warnings: warnings.collect(), config: Arc::new(parsed.config), text: Arc::from(text) })
@@ -158,7 +158,11 @@ mod tests {
         let text = minimal.replace("guests -> office deny", "guests -> office allow");
         let refusal = Accepted::new("site.toml", &text).unwrap_err();
         assert_eq!(refusal.code, "assert");
-        assert!(refusal.message.contains("guests -> office allow"), "{}", refusal.message);
+        let told: Vec<_> = refusal.message.lines().collect();
+        assert!(
+            matches!(told.as_slice(), ["refused: 1 assert would break", one] if one.contains("guests -> office allow")),
+            "{told:?}"
+        );
         Accepted::new("site.toml", minimal).unwrap();
     }
 
