@@ -13,7 +13,7 @@ LAB := target/$(PROFILE)/lab
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
-	@echo 'make bench       the numbers of bench/README.md: the core, failover in the lab, an idle daemon'
+	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) of hostile site files for the parser and the compiler'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
@@ -51,6 +51,7 @@ bench: root bpf
 	cargo build --workspace --release
 	cargo bench -p bench --bench compile
 	target/release/failover
+	target/release/flows
 	target/release/idle
 
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it.
