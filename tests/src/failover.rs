@@ -14,7 +14,7 @@ use crate::lab::{Lab, Temporary};
 use crate::link::Fault;
 use crate::netns::Netns;
 use crate::site::TARGETS4;
-use crate::traffic::{Births, Connections, UdpFlow, datagrams, gap, seen_as};
+use crate::traffic::{Births, Connections, UdpFlow, datagrams, seen_as};
 
 /// Two segments that may send anything to the Internet, over as many lines as the lab has.
 pub const SITE: &str = include_str!("../../config/examples/minimal.toml");
@@ -22,8 +22,9 @@ pub const SITE: &str = include_str!("../../config/examples/minimal.toml");
 /// What one failover cost.
 #[derive(Debug, Clone)]
 pub struct Trial {
-    /// Until connections opened every 10 ms succeed again; `None` if they never did.
-    pub connections: Option<Duration>,
+    /// How long the slowest of the connections opened since the fault took until it was greeted; `None` if one was
+    /// not in time.
+    pub slowest: Option<Duration>,
     pub failed_connections: usize,
     /// How long the 1 kHz flow on the line was interrupted.
     pub flow: Duration,
@@ -32,6 +33,8 @@ pub struct Trial {
     pub born: Option<Duration>,
     /// Datagrams that the 1 kHz flows on all other lines lost, together.
     pub others_lost: usize,
+    /// The most that one of them lost.
+    pub worst_other: usize,
     /// Datagrams that a 1 kHz flow which does not cross the router lost: the fault of the machine, not the router.
     pub control_lost: usize,
 }
@@ -64,7 +67,7 @@ pub fn trial(lab: &mut Lab, number: u8, fault: Fault, watch: Duration) -> Result
 
     let births = births.stop()?;
     let attempts = connections.stop()?;
-    let mut others_lost = 0;
+    let (mut others_lost, mut worst_other) = (0, 0);
     let mut hole = None;
     for (wan, flow) in lab.site().wans.iter().zip(flows) {
         let report = flow.stop();
@@ -72,6 +75,7 @@ pub fn trial(lab: &mut Lab, number: u8, fault: Fault, watch: Duration) -> Result
             hole = report.hole;
         } else {
             others_lost += report.lost.len();
+            worst_other = worst_other.max(report.lost.len());
         }
     }
     let control_lost = control.stop().lost.len();
@@ -84,12 +88,15 @@ pub fn trial(lab: &mut Lab, number: u8, fault: Fault, watch: Duration) -> Result
         .filter(|birth| birth.at >= fault)
         .map(|birth| birth.answered.map(|(at, _)| at - birth.at))
         .collect::<Option<Vec<_>>>();
+    let since: Vec<_> = attempts.iter().filter(|attempt| attempt.at >= fault).collect();
+    let took = since.iter().map(|attempt| attempt.done.map(|(took, _)| took)).collect::<Option<Vec<_>>>();
     Ok(Trial {
-        connections: gap(&attempts, fault),
-        failed_connections: attempts.iter().filter(|attempt| attempt.at >= fault && attempt.done.is_none()).count(),
+        slowest: took.map(|took| took.into_iter().max().unwrap_or_default()),
+        failed_connections: since.iter().filter(|attempt| attempt.done.is_none()).count(),
         flow: hole.map_or(Duration::ZERO, |(from, to)| to - from),
         born: born.map(|born| born.into_iter().max().unwrap_or_default()),
         others_lost,
+        worst_other,
         control_lost,
     })
 }

@@ -20,7 +20,7 @@ fn main() -> Result<()> {
          of the trials.\n"
     );
     println!(
-        "| fault | connections succeed | flow goes on | unluckiest flow born since waits | others lost | control lost |"
+        "| fault | slowest connection opened since | flow goes on | unluckiest flow born since waits | others lost | control lost |"
     );
     println!("|---|---|---|---|---|---|");
     for same_gateway in [false, true] {
@@ -32,13 +32,16 @@ fn main() -> Result<()> {
                 .map(|number| trial(&mut lab, number, fault, Duration::from_millis(watch)))
                 .collect::<Result<Vec<_>>>()?;
             let lost = |of: fn(&Trial) -> usize| results.iter().map(of).sum::<usize>();
+            let others = match results.iter().map(|trial| trial.worst_other).max() {
+                None | Some(0) => "0".to_owned(),
+                Some(worst) => format!("{} (at most {worst} of one flow in a trial)", lost(|trial| trial.others_lost)),
+            };
             println!(
-                "| {fault}{} | {} | {} | {} | {} | {} |",
+                "| {fault}{} | {} | {} | {} | {others} | {} |",
                 if same_gateway { ", same gateway" } else { "" },
-                spread(&results, |trial| trial.connections),
+                spread(&results, |trial| trial.slowest),
                 spread(&results, |trial| Some(trial.flow)),
                 spread(&results, |trial| trial.born),
-                lost(|trial| trial.others_lost),
                 lost(|trial| trial.control_lost),
             );
         }
