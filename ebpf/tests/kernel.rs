@@ -89,7 +89,7 @@ fn what_the_kernel_refuses_is_told() {
         assert!(matches!(error, LoadError::Object { .. }), "{error}");
         // The first instruction becomes `exit`.
         let mut broken = OBJECT.to_vec();
-        let at = first_instruction(&broken, "xdp");
+        let at = first_instruction(&broken, "xdp.frags");
         broken[at..at + 8].copy_from_slice(&[0x95, 0, 0, 0, 0, 0, 0, 0]);
         let error = Programs::load(&broken, FLOWS, pins).unwrap_err();
         assert!(matches!(error, LoadError::Program { program: "xdp_port", .. }), "{error}");

@@ -80,11 +80,6 @@ impl Craft {
         frame
     }
 
-    /// Where the IP header begins.
-    pub fn ip(&self) -> usize {
-        if self.tag.is_some() { 18 } else { 14 }
-    }
-
     pub fn v6(&self) -> bool {
         matches!(self.source, Address::V6(_))
     }
