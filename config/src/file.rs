@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use crate::model::PortSet;
 use crate::problem::{Problem, Span};
 use crate::read::{At, Node, Read, Table, at, shown, text, wrong_type};
-use crate::units::{EgressName, HostName, IfName, NameError, PolicyName, ServiceName, VlanName, WanName};
+use crate::units::{BitRate, EgressName, HostName, IfName, NameError, PolicyName, ServiceName, VlanName, WanName};
 
 type Problems = Vec<Problem>;
 /// A key that may be left out.
@@ -133,6 +133,8 @@ pub(crate) struct Wan {
     pub(crate) gateway6: Maybe<IpAddr>,
     pub(crate) mtu: Maybe<i64>,
     pub(crate) weight: Maybe<i64>,
+    pub(crate) download: Maybe<BitRate>,
+    pub(crate) upload: Maybe<BitRate>,
     pub(crate) nat6: Maybe<Nat6>,
     pub(crate) input: Maybe<Vec<At<ServiceRef>>>,
     pub(crate) probe: Probe,
@@ -492,6 +494,8 @@ fn wan(name: At<WanName>, table: &mut Table<'_>, problems: &mut Problems) -> Wan
         gateway6: table.value("gateway6", problems),
         mtu: table.value("mtu", problems),
         weight: table.value("weight", problems),
+        download: table.value("download", problems),
+        upload: table.value("upload", problems),
         nat6: table.value("nat6", problems),
         input: table.list("input", problems),
         probe,

@@ -12,8 +12,8 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::units::{
-    EgressName, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName, Tier, VlanId, VlanName, WanId,
-    WanName, Weight,
+    BitRate, EgressName, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName, Tier, VlanId, VlanName,
+    WanId, WanName, Weight,
 };
 
 /// The whole site.
@@ -215,6 +215,9 @@ pub struct Wan {
     pub mtu: Option<u16>,
     pub weight: Weight,
     /// How inside IPv6 addresses leave by this line. IPv4 is masqueraded.
+    /// What the provider sells; the base of `balance = "headroom"`.
+    pub download: Option<BitRate>,
+    pub upload: Option<BitRate>,
     pub nat6: Nat6,
     /// What anybody on this WAN may open towards the router. Empty unless somebody wrote it.
     pub input: Vec<Permit>,
@@ -369,6 +372,8 @@ pub enum Balance {
     SourceDestination,
     /// Consecutive flows take different lines; weights do not count.
     Spread,
+    /// Each new flow by weight times what the line has left of its rates, in turn.
+    Headroom,
 }
 
 /// What happens to new flows when no member is usable.

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::problem::{Problem, Span};
 use crate::suggest::nearest;
-use crate::units::{EgressName, HostName, IfName, PolicyName, ServiceName, VlanName, WanName};
+use crate::units::{BitRate, EgressName, HostName, IfName, PolicyName, ServiceName, VlanName, WanName};
 
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,6 +248,12 @@ impl Read for IpNet {
 impl Read for Duration {
     fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
         text(node, "a duration", problems, duration)
+    }
+}
+
+impl Read for BitRate {
+    fn read(node: &Node<'_>, problems: &mut Vec<Problem>) -> Option<Self> {
+        text(node, "a rate", problems, Self::from_str)
     }
 }
 

@@ -2,7 +2,7 @@
 //! a meaning, so that a mark cannot be passed where a table is wanted. No I/O, no policy.
 
 use std::fmt;
-use std::num::NonZeroU8;
+use std::num::{NonZeroU8, NonZeroU64};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -258,6 +258,28 @@ pub struct Weight(pub NonZeroU8);
 impl Weight {
     pub fn get(self) -> u8 {
         self.0.get()
+    }
+}
+
+/// Bits per second, written as tc(8) does: `940mbit`, decimal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BitRate(pub NonZeroU64);
+
+impl FromStr for BitRate {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const HELP: &str = "write a whole number and its unit: \"500kbit\", \"940mbit\" or \"10gbit\"";
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or(HELP)?);
+        let unit = match unit {
+            "kbit" => 1_000,
+            "mbit" => 1_000_000,
+            "gbit" => 1_000_000_000,
+            _ => return Err(HELP),
+        };
+        let rate = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        rate.and_then(NonZeroU64::new).map(Self).ok_or(HELP)
     }
 }
 

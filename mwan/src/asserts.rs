@@ -1,7 +1,7 @@
 //! The statements of the site file that must hold. A claim about a VLAN is about every pair of addresses: it is
 //! decided on ranges, not by trying some.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -72,7 +72,7 @@ fn used(
             ((wan.id, family), Standing::of(health))
         })
         .collect();
-    let facts = Facts { config, standings: &standings, settled: true };
+    let facts = Facts { config, standings: &standings, settled: true, headroom: &BTreeMap::new() };
     let lines = facts.buckets(policy, family).map(|buckets| buckets.lines()).unwrap_or_default();
     Some(lines.keys().filter_map(|id| config.wan(*id)).map(|wan| wan.name.clone()).collect())
 }

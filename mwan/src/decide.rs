@@ -69,6 +69,8 @@ pub struct Facts<'a> {
     pub standings: &'a Standings,
     /// Every line has been judged since start.
     pub settled: bool,
+    /// Tenths left of the rates of the lines that tell them.
+    pub headroom: &'a BTreeMap<WanId, u8>,
 }
 
 /// Chooses, and remembers which classes a better tier has relieved.
@@ -198,7 +200,8 @@ impl Facts<'_> {
     /// The lines new flows of this policy take at this moment; `None` if there is none, in the policy or, where the
     /// last resort says so, on the site.
     pub fn buckets(&self, policy: &Policy, family: Family) -> Option<Buckets> {
-        let members: Vec<_> = policy.members.iter().filter_map(|member| self.candidate(member, family)).collect();
+        let members: Vec<_> =
+            policy.members.iter().filter_map(|member| self.candidate(policy, member, family)).collect();
         self.share(policy.balance, &members).or_else(|| match policy.last_resort {
             LastResort::Any => {
                 let site: Vec<_> = self.config.wans.values().filter_map(|wan| self.any(wan, family)).collect();
@@ -225,10 +228,15 @@ impl Facts<'_> {
         Some(Buckets(slots))
     }
 
-    fn candidate(&self, member: &Member, family: Family) -> Option<Candidate> {
+    fn candidate(&self, policy: &Policy, member: &Member, family: Family) -> Option<Candidate> {
         let wan = self.config.wans.get(&member.wan)?.id;
         let standing = *self.standings.get(&(wan, family))?;
-        Some(Candidate { wan, weight: u32::from(member.weight.get()), tier: member.tier.0, standing })
+        let left = match policy.balance {
+            // A full line takes a tenth: what it carries will end, and until then nobody would notice.
+            Balance::Headroom => self.headroom.get(&wan).copied().unwrap_or(10).max(1),
+            Balance::Flow | Balance::Source | Balance::SourceDestination | Balance::Spread => 1,
+        };
+        Some(Candidate { wan, weight: u32::from(member.weight.get()) * u32::from(left), tier: member.tier.0, standing })
     }
 
     fn any(&self, wan: &Wan, family: Family) -> Option<Candidate> {
@@ -377,8 +385,13 @@ mod tests {
     fn case() -> impl Strategy<Value = Case> {
         let carried = || prop::option::weighted(0.8, health());
         let line = (1..=255_u8, 0..3_u8, carried(), carried(), prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-        let balance =
-            prop::sample::select(vec![Balance::Flow, Balance::Source, Balance::SourceDestination, Balance::Spread]);
+        let balance = prop::sample::select(vec![
+            Balance::Flow,
+            Balance::Source,
+            Balance::SourceDestination,
+            Balance::Spread,
+            Balance::Headroom,
+        ]);
         let resort = prop::sample::select(vec![LastResort::Unreachable, LastResort::Blackhole, LastResort::Any]);
         (prop::collection::vec(line, 1..=16), balance, resort)
             .prop_map(|(lines, balance, resort)| build(&lines, balance, resort))
@@ -403,12 +416,14 @@ mod tests {
     }
 
     fn decide(case: &Case) -> Decision {
-        let facts = Facts { config: &case.config, standings: &case.standings, settled: true };
+        let facts =
+            Facts { config: &case.config, standings: &case.standings, settled: true, headroom: &BTreeMap::new() };
         Chooser::default().decide(facts, |_| false, &Decision::default(), Time::ZERO)
     }
 
     fn balanced(case: &Case, family: Family) -> Option<Buckets> {
-        let facts = Facts { config: &case.config, standings: &case.standings, settled: true };
+        let facts =
+            Facts { config: &case.config, standings: &case.standings, settled: true, headroom: &BTreeMap::new() };
         facts.buckets(&case.config.policies[&policy_name("balanced")], family)
     }
 

@@ -147,6 +147,8 @@ pub(crate) fn wan(id: u8) -> Wan {
         },
         mtu: None,
         weight: Weight(NonZeroU8::MIN),
+        download: None,
+        upload: None,
         nat6: Nat6::Masquerade,
         input: Vec::new(),
         probe: Probing {

@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use config::units::{Family, WanId};
+use config::model::Wan;
+use config::units::{BitRate, Family, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
 use crate::time::Time;
@@ -26,6 +27,10 @@ pub struct Traffic {
     /// Servers whose handshakes were timed, and the median of their best times.
     pub servers: u32,
     pub rtt: Option<Duration>,
+    /// Bytes each way, and the time they took: since the report before.
+    pub sent: u64,
+    pub received: u64,
+    pub span: Duration,
 }
 
 type Key = (WanId, Family);
@@ -37,14 +42,20 @@ pub struct Tally(BTreeMap<Key, Collected>);
 #[derive(Debug, Default)]
 struct Collected {
     segments: u64,
+    sent: u64,
+    received: u64,
     resent: BTreeMap<IpAddr, u64>,
     handshakes: BTreeMap<IpAddr, Duration>,
 }
 
 impl Tally {
-    pub fn segments(&mut self, wan: WanId, family: Family, segments: u64) {
-        if segments > 0 {
-            self.0.entry((wan, family)).or_default().segments += segments;
+    /// What the counters of a line rose by.
+    pub fn carried(&mut self, wan: WanId, family: Family, segments: u64, sent: u64, received: u64) {
+        if segments + sent + received > 0 {
+            let line = self.0.entry((wan, family)).or_default();
+            line.segments += segments;
+            line.sent += sent;
+            line.received += received;
         }
     }
 
@@ -57,9 +68,9 @@ impl Tally {
         best.entry(server).and_modify(|best| *best = rtt.min(*best)).or_insert(rtt);
     }
 
-    /// What came together; begins anew. Of the servers that had segments sent again, the worst tenth, and the worst
+    /// What came together in `span`; begins anew. Of the servers that had segments sent again, the worst tenth, and the worst
     /// one at least, is left out: it may be the servers' fault.
-    pub fn take(&mut self) -> Vec<Traffic> {
+    pub fn take(&mut self, span: Duration) -> Vec<Traffic> {
         let taken = std::mem::take(&mut self.0).into_iter();
         let report = taken.map(|((wan, family), collected)| {
             let mut resent: Vec<_> = collected.resent.into_values().collect();
@@ -72,6 +83,9 @@ impl Tally {
                 resent: resent.iter().take(counted).sum(),
                 servers: u32::try_from(collected.handshakes.len()).unwrap_or(u32::MAX),
                 rtt: median(collected.handshakes.into_values()),
+                sent: collected.sent,
+                received: collected.received,
+                span,
             }
         });
         report.collect()
@@ -163,6 +177,71 @@ impl Comparison {
     }
 }
 
+/// What is left of the lines' rates, in tenths: smoothed, and moved only by changes worth moving flows for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Headroom {
+    /// Bits per second, each way.
+    used: BTreeMap<WanId, (f64, f64)>,
+    tenths: BTreeMap<WanId, u8>,
+    last: Time,
+}
+
+impl Headroom {
+    /// True if some line has another number of tenths.
+    pub(crate) fn take(&mut self, report: &[Traffic], wans: &BTreeMap<WanName, Wan>, now: Time) -> bool {
+        self.last = now;
+        let before = self.tenths.clone();
+        for wan in wans.values() {
+            let (Some(download), Some(upload)) = (wan.download, wan.upload) else { continue };
+            let own = || report.iter().filter(|traffic| traffic.wan == wan.id);
+            let Some(span) = report.iter().map(|traffic| traffic.span.as_secs_f64()).reduce(f64::max) else { continue };
+            let used = self.used.entry(wan.id).or_default();
+            let part = 1.0 - (-span / SMOOTHED.as_secs_f64()).exp();
+            used.0 += (rate(own().map(|traffic| traffic.received).sum(), span) - used.0) * part;
+            used.1 += (rate(own().map(|traffic| traffic.sent).sum(), span) - used.1) * part;
+            let of = |used: f64, sold: BitRate| used / bits(sold.0.get());
+            let left = (1.0 - of(used.0, download).max(of(used.1, upload))).clamp(0.0, 1.0) * 10.0;
+            let shown = self.tenths.entry(wan.id).or_insert(10);
+            // Half a tenth is rounding, the rest of it is patience.
+            if (left - f64::from(*shown)).abs() >= 0.75 {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 10")]
+                let tenths = left.round() as u8;
+                *shown = tenths;
+            }
+        }
+        self.tenths != before
+    }
+
+    /// Lines of which nothing is heard carry nothing. True if that changed a number.
+    pub(crate) fn pass(&mut self, now: Time) -> bool {
+        if self.deadline() > now {
+            return false;
+        }
+        self.used.clear();
+        let changed = self.tenths.values().any(|tenths| *tenths != 10);
+        self.tenths.clear();
+        changed
+    }
+
+    pub(crate) fn deadline(&self) -> Time {
+        if self.tenths.values().all(|tenths| *tenths == 10) { Time::NEVER } else { self.last + WINDOW }
+    }
+
+    /// By line; a full one has none left and still takes the least share. Lines without rates are left out.
+    pub(crate) fn tenths(&self) -> &BTreeMap<WanId, u8> {
+        &self.tenths
+    }
+}
+
+fn rate(bytes: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { bits(bytes) * 8.0 / seconds } else { 0.0 }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate, of which a millionth does not matter")]
+fn bits(count: u64) -> f64 {
+    count as f64
+}
+
 /// A line over the window.
 #[derive(Debug)]
 struct View {
@@ -240,6 +319,8 @@ fn median<T: PartialOrd>(values: impl Iterator<Item = T>) -> Option<T> {
     values.into_iter().nth(middle)
 }
 
+/// The time constant of what is used.
+const SMOOTHED: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(2);
 /// How long a finding outlives its last confirmation.
 pub const MEMORY: Duration = Duration::from_secs(30);
@@ -261,7 +342,18 @@ mod tests {
     }
 
     fn traffic(wan: u8, segments: u64, resent: u64) -> Traffic {
-        Traffic { wan: wan_id(wan), family: Family::V4, segments, resent, servers: 0, rtt: None }
+        let span = ms(500);
+        Traffic {
+            wan: wan_id(wan),
+            family: Family::V4,
+            segments,
+            resent,
+            servers: 0,
+            rtt: None,
+            sent: 0,
+            received: 0,
+            span,
+        }
     }
 
     fn timed(wan: u8, servers: u32, rtt: u64) -> Traffic {
@@ -275,7 +367,7 @@ mod tests {
     #[test]
     fn one_bad_server_among_fifty_is_no_bad_line() {
         let mut tally = Tally::default();
-        tally.segments(wan_id(1), Family::V4, 1000);
+        tally.carried(wan_id(1), Family::V4, 1000, 0, 0);
         for _ in 0..300 {
             tally.resent(wan_id(1), server(7));
             tally.handshake(wan_id(1), server(7), ms(900));
@@ -283,9 +375,9 @@ mod tests {
         for number in 1..=50 {
             tally.handshake(wan_id(1), server(number), ms(10));
         }
-        let report = tally.take();
+        let report = tally.take(ms(500));
         assert_eq!((report[0].segments, report[0].resent, report[0].rtt), (1000, 0, Some(ms(10))));
-        assert!(tally.take().is_empty());
+        assert!(tally.take(ms(500)).is_empty());
         assert!(!Comparison::default().take(&report, Time::ZERO));
     }
 
@@ -298,6 +390,29 @@ mod tests {
         let later = Time::ZERO + secs(3);
         assert!(comparison.take(&[traffic(1, 500, 3), traffic(2, 500, 2)], later));
         assert_eq!(fault(&comparison, 1), None);
+    }
+
+    #[test]
+    fn headroom_follows_the_busier_direction_and_moves_by_tenths() {
+        let mut wans: BTreeMap<_, _> = [1, 2].map(|id| (crate::testing::wan_name(id), crate::testing::wan(id))).into();
+        for wan in wans.values_mut() {
+            wan.download = Some("100mbit".parse().unwrap());
+            wan.upload = Some("10mbit".parse().unwrap());
+        }
+        let mut headroom = Headroom::default();
+        // 8 Mbit/s of 10 upwards, 8 of 100 downwards.
+        let busy = Traffic { sent: 500_000, received: 500_000, ..traffic(1, 0, 0) };
+        let mut now = Time::ZERO;
+        let mut changes = 0;
+        for _ in 0..20 {
+            now = now + ms(500);
+            changes += u32::from(headroom.take(std::slice::from_ref(&busy), &wans, now));
+        }
+        assert_eq!(headroom.tenths(), &[(wan_id(1), 2), (wan_id(2), 10)].into());
+        assert!(changes <= 8, "{changes} changes for one load");
+        assert!(!headroom.take(&[Traffic { sent: 530_000, ..busy }], &wans, now + ms(500)), "less than a tenth");
+        assert!(headroom.pass(headroom.deadline()), "silence is no load");
+        assert_eq!(headroom.deadline(), Time::NEVER);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::event::{Event, Health, Notice, Probe, Request};
 use crate::fate::{self, SharedFate, TOGETHER};
 use crate::links::Links;
 use crate::monitor::{Doubt, Monitor, Verdict};
-use crate::passive::{Comparison, Fault};
+use crate::passive::{Comparison, Fault, Headroom};
 use crate::state::{BUCKETS, BucketKey, KernelState};
 use crate::time::Time;
 
@@ -51,6 +51,7 @@ pub struct Router {
     targets_changed: bool,
     /// Of the lines' traffic.
     comparison: Comparison,
+    headroom: Headroom,
     settling: Settling,
     chooser: Chooser,
     /// What the last decision rests on; `None` forces the next.
@@ -70,6 +71,7 @@ struct Basis {
     standings: Standings,
     settled: bool,
     outages: BTreeMap<Family, bool>,
+    headroom: BTreeMap<WanId, u8>,
 }
 
 impl Router {
@@ -112,7 +114,9 @@ impl Router {
                 false
             }
             Event::Traffic(report) => {
-                quiet = !self.comparison.take(report, now);
+                let found = self.comparison.take(report, now);
+                let moved = self.config.as_ref().is_some_and(|config| self.headroom.take(report, &config.wans, now));
+                quiet = !found && !moved;
                 false
             }
             Event::Timeout => {
@@ -159,8 +163,12 @@ impl Router {
             Settling::Until(end) => end,
             Settling::Waiting | Settling::Over => Time::NEVER,
         };
-        let rest =
-            self.fail_tests.values().copied().chain([settling, self.comparison.deadline()]).chain(self.decide_again);
+        let rest = self
+            .fail_tests
+            .values()
+            .copied()
+            .chain([settling, self.comparison.deadline(), self.headroom.deadline()])
+            .chain(self.decide_again);
         lines.flatten().chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
     }
 
@@ -354,6 +362,7 @@ impl Router {
     fn judge(&mut self, now: Time, notices: &mut Vec<Notice>) {
         self.fail_tests.retain(|_, until| *until > now);
         self.comparison.pass(now);
+        self.headroom.pass(now);
         if std::mem::take(&mut self.targets_changed) {
             self.find_bad_targets(now, notices);
         }
@@ -468,11 +477,13 @@ impl Router {
         let standings: Standings = self.lines.iter().map(|(key, line)| (*key, self.standing(*key, line))).collect();
         let outages: BTreeMap<Family, bool> =
             self.fates.iter().map(|(family, fate)| (*family, fate.outage())).collect();
-        let basis = Basis { standings, settled: self.settled(), outages };
+        let headroom = self.headroom.tenths().clone();
+        let basis = Basis { standings, settled: self.settled(), outages, headroom };
         if self.decided.as_ref() == Some(&basis) && self.decide_again.is_none_or(|due| now < due) {
             return false;
         }
-        let facts = Facts { config: &config, standings: &basis.standings, settled: basis.settled };
+        let facts =
+            Facts { config: &config, standings: &basis.standings, settled: basis.settled, headroom: &basis.headroom };
         let outage = |family| basis.outages.get(&family).copied().unwrap_or(false);
         let decision = self.chooser.decide(facts, outage, &self.decision, now);
         self.decided = Some(basis);

@@ -81,6 +81,8 @@ pub(crate) fn wan(id: u8) -> Wan {
         },
         mtu: None,
         weight: Weight(nonzero(1)),
+        download: None,
+        upload: None,
         nat6: Nat6::Masquerade,
         input: Vec::new(),
         probe: probing(),

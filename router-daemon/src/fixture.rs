@@ -101,6 +101,8 @@ pub(crate) fn wan(name: &str, id: u8) -> Wan {
         },
         mtu: None,
         weight: Weight(one),
+        download: None,
+        upload: None,
         nat6: Nat6::None,
         input: Vec::new(),
         probe: Probing {

@@ -51,6 +51,8 @@ impl<'a> Check<'a> {
                     addressing,
                     mtu,
                     weight,
+                    download: written.download.as_ref().map(|at| at.value),
+                    upload: written.upload.as_ref().map(|at| at.value),
                     nat6,
                     input,
                     probe,
@@ -480,6 +482,7 @@ impl<'a> Check<'a> {
                 ("source", Balance::Source),
                 ("source-destination", Balance::SourceDestination),
                 ("spread", Balance::Spread),
+                ("headroom", Balance::Headroom),
             ];
             let last_resort = [
                 ("unreachable", LastResort::Unreachable),
@@ -540,8 +543,26 @@ impl<'a> Check<'a> {
                 );
                 continue;
             }
-            // The line's own weight is what a member has without one.
             let declared = self.file.wans.iter().find(|other| other.name.value == wan.value);
+            if let (Some(at), Some(declared)) = (&policy.balance, declared)
+                && at.value == "headroom"
+                && let Some((missing, example)) = match (&declared.download, &declared.upload) {
+                    (None, _) => Some(("download", "940mbit")),
+                    (Some(_), None) => Some(("upload", "100mbit")),
+                    (Some(_), Some(_)) => None,
+                }
+            {
+                self.push(
+                    Problem::error(format!(
+                        "policy `{}` goes by headroom, and WAN `{}` tells no rate",
+                        policy.name.value, wan.value
+                    ))
+                    .at(&at.span, "needs the rates of every member")
+                    .at(&declared.name.span, format!("has no `{missing}`"))
+                    .help(format!("write what the provider sells: `{missing} = \"{example}\"`")),
+                );
+            }
+            // The line's own weight is what a member has without one.
             let weight = if let Some(at) = weight {
                 self.weight(Some(at))
             } else {

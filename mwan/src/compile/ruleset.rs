@@ -268,7 +268,7 @@ impl Table<'_> {
                     Family::V6 => "meta nfproto ipv6",
                 };
                 let bucket = match policy.balance {
-                    Balance::Flow | Balance::Spread => format!("numgen inc mod {BUCKETS}"),
+                    Balance::Flow | Balance::Spread | Balance::Headroom => format!("numgen inc mod {BUCKETS}"),
                     Balance::Source => format!("jhash {ip} saddr mod {BUCKETS} seed {SEED}"),
                     Balance::SourceDestination => {
                         format!("jhash {ip} saddr . {ip} daddr mod {BUCKETS} seed {SEED}")

@@ -90,8 +90,17 @@ fn a_doubt_about_a_line_asks_three_times_on_that_line_alone() {
 fn a_line_whose_traffic_is_lossy_is_degraded_until_that_is_forgotten() {
     let mut world = World::new(site(4));
     world.run(secs(5));
-    let traffic =
-        |wan, resent| Traffic { wan: wan_id(wan), family: Family::V4, segments: 500, resent, servers: 0, rtt: None };
+    let traffic = |wan, resent| Traffic {
+        wan: wan_id(wan),
+        family: Family::V4,
+        segments: 500,
+        resent,
+        servers: 0,
+        rtt: None,
+        sent: 0,
+        received: 0,
+        span: ms(500),
+    };
     world.handle(&Event::Traffic((1..=4).map(|wan| traffic(wan, if wan == 3 { 60 } else { 1 })).collect()));
     assert_eq!(world.health(3), Health::Degraded);
     assert_eq!(world.uses("balanced"), [1, 2, 4]);
@@ -100,6 +109,42 @@ fn a_line_whose_traffic_is_lossy_is_degraded_until_that_is_forgotten() {
     assert!(!world.buried("balanced", 3), "its flows stay");
     world.run(crate::passive::MEMORY + ms(1));
     assert_eq!(world.health(3), Health::Up);
+}
+
+#[test]
+fn a_policy_that_goes_by_headroom_sends_new_flows_where_room_is() {
+    let mut config = site(2);
+    config.policies.get_mut(&policy_name("balanced")).unwrap().balance = Balance::Headroom;
+    for wan in config.wans.values_mut() {
+        wan.download = Some("100mbit".parse().unwrap());
+        wan.upload = wan.download;
+    }
+    let mut world = World::new(config);
+    world.run(secs(5));
+    let shares = |world: &World| {
+        let key = BucketKey { policy: policy_name("balanced"), family: Family::V4 };
+        world.router().decision().buckets[&key].lines().into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(shares(&world), [128, 128]);
+    for _ in 0..20 {
+        let busy = Traffic {
+            wan: wan_id(1),
+            family: Family::V4,
+            segments: 0,
+            resent: 0,
+            servers: 0,
+            rtt: None,
+            sent: 0,
+            received: 5_000_000,
+            span: ms(500),
+        };
+        world.handle(&Event::Traffic(vec![busy]));
+        world.run(ms(500));
+    }
+    assert_eq!(shares(&world), [43, 213], "80 of 100 Mbit/s are in use on the first line: 2 tenths to 10");
+    assert!(world.router().decision().dead.is_empty(), "flows stay where they are");
+    world.run(secs(3));
+    assert_eq!(shares(&world), [128, 128]);
 }
 
 /// Probes so far apart that what happens between them is the work of something else.
