@@ -230,7 +230,7 @@ fn forwarded() -> Vec<Case> {
         ("a full packet", Craft { payload: 1460, ..TCP4 }),
         ("a full packet, IPv6", Craft { payload: 1440, ..TCP6 }),
     ] {
-        let [address, other] = if before.v6() { [SERVER6, PUBLIC6] } else { [SERVER, PUBLIC] };
+        let [address, other] = if v6(&before) { [SERVER6, PUBLIC6] } else { [SERVER, PUBLIC] };
         let [source, destination] = before.ports;
         for (direction, after, rewrite) in [
             ("as it is", before, Rewrite::Nothing),
@@ -252,7 +252,7 @@ fn forwarded() -> Vec<Case> {
         ("a priority does not come along", tagged(TCP4, 0xe007), Some(30)),
         ("a tag that is but a priority is taken off", tagged(TCP4, 0xe000), None),
     ] {
-        let source = if before.v6() { PUBLIC6 } else { PUBLIC };
+        let source = if v6(&before) { PUBLIC6 } else { PUBLIC };
         let after = Craft { tag, source, ports: [61_000, before.ports[1]], ..before };
         cases.push(Case { through: Through::Xdp, ..sent(name, before, after, Rewrite::Source) });
     }
@@ -382,7 +382,7 @@ fn a_handshake_is_timed_unless_its_syn_was_sent_twice() {
             let records = kernel.passive();
             assert_eq!(records.len(), samples, "{syns} SYNs");
             for record in records {
-                assert_eq!((record.kind, record.slot), (Passive::HANDSHAKE, slot(1, syn.v6())));
+                assert_eq!((record.kind, record.slot), (Passive::HANDSHAKE, slot(1, v6(&syn))));
                 assert_eq!((record.remote, record.flows), (server.padded(), 0));
                 assert!(record.span > 0 && record.span < 1_000_000_000, "{record:?}");
             }
@@ -661,6 +661,11 @@ impl Kernel {
     {
         self.ebpf.map_mut(name).unwrap().try_into().unwrap()
     }
+}
+
+/// Whether its addresses are of IPv6.
+fn v6(craft: &Craft) -> bool {
+    matches!(craft.source, Address::V6(_))
 }
 
 enum Keys {

@@ -80,10 +80,6 @@ impl Craft {
         frame
     }
 
-    pub fn v6(&self) -> bool {
-        matches!(self.source, Address::V6(_))
-    }
-
     fn l4(&self) -> Vec<u8> {
         let mut l4 = self.ports.map(u16::to_be_bytes).concat();
         let at = match self.protocol {
