@@ -14,7 +14,7 @@ help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon'
-	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) of hostile site files for the parser and the compiler'
+	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files and of hostile packets'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
@@ -53,8 +53,9 @@ bench: root bpf
 	target/release/failover
 	target/release/flows
 	target/release/idle
+	target/release/testrun
 
-# On stable Rust, so without sanitizers: the code under test has no unsafe in it.
+# On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
 CORPUS := tests/fuzz/corpus/site_file
 fuzz: packages
@@ -63,6 +64,7 @@ fuzz: packages
 	cp config/examples/*.toml config/tests/bad/*.toml $(CORPUS)
 	cd tests/fuzz && cargo fuzz run --sanitizer none site_file -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=60000 -timeout=20 -rss_limit_mb=4096
+	cd tests/fuzz && cargo fuzz run --sanitizer none packet -- -max_total_time=$(FUZZ_SECONDS) -max_len=300
 
 # What Debian lacks is installed, and said.
 packages:

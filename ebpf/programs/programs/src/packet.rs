@@ -36,6 +36,7 @@ impl Frame<'_> {
     /// [`Frame::has`] said yes to `at + size_of::<T>()`, and every bit pattern is a `T`.
     #[inline(always)]
     pub unsafe fn read<T: Copy>(self, at: usize) -> T {
+        debug_assert!(self.has(at + size_of::<T>()), "read of {at} beyond the frame");
         // SAFETY: the caller's promise.
         unsafe { self.start.wrapping_add(at).cast::<T>().read_unaligned() }
     }
@@ -44,6 +45,7 @@ impl Frame<'_> {
     /// [`Frame::has`] said yes to `at + size_of::<T>()`.
     #[inline(always)]
     pub unsafe fn write<T: Copy>(self, at: usize, value: T) {
+        debug_assert!(self.has(at + size_of::<T>()), "write of {at} beyond the frame");
         // SAFETY: the caller's promise.
         unsafe { self.start.wrapping_add(at).cast::<T>().write_unaligned(value) };
     }
