@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
@@ -39,6 +40,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let steering = check.steering(&services);
     let asserts = check.asserts();
     let router = check.router();
+    let fast_path = check.fast_path();
 
     // Built-in and in-place services are part of the model where something uses them.
     let mut named = services;
@@ -56,6 +58,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         site: file.site.as_ref().map(|site| site.value.clone()).unwrap_or_default(),
         digest: digest(text),
         router,
+        fast_path,
         ports,
         vlans,
         hosts: check.hosts,
@@ -314,6 +317,42 @@ impl<'a> Check<'a> {
         };
         model::Router { metrics, default_policy, own_policy, denied_log_rate }
     }
+
+    fn fast_path(&mut self) -> Option<model::FastPath> {
+        let written = &self.file.fast_path;
+        let default = model::FastPath::default();
+        let mut number = |at: &Option<At<i64>>, range, what| at.as_ref().and_then(|at| self.number(at, range, what));
+        let flows = number(&written.flows, 1024..=16_777_216, "the number of cached flows").unwrap_or(default.flows);
+        let silence_flows =
+            number(&written.silence_flows, 1..=64, "the number of silent flows").unwrap_or(default.silence_flows);
+        let per_second = number(&written.new_per_source, 1..=1_000_000, "the connections of one source");
+        let burst = number(&written.new_burst, 1..=1_000_000, "the burst of one source");
+        let silence = match &written.silence {
+            Some(at) if !SILENCE.contains(&at.value) => {
+                self.push(
+                    Problem::error("a line cannot be suspect after this silence")
+                        .at(&at.span, "50ms to 10s is possible")
+                        .help("answers take as long as the way there and back; 150ms to 300ms suits most lines"),
+                );
+                default.silence
+            }
+            Some(at) => at.value,
+            None => default.silence,
+        };
+        if let (None, Some(at)) = (&written.new_per_source, &written.new_burst) {
+            self.push(
+                Problem::error("`new_burst` limits nothing without a rate")
+                    .at(&at.span, "there is no `new_per_source` beside it")
+                    .help("write, for example, `new_per_source = 20`"),
+            );
+        }
+        if self.file.router.fast_path.as_ref().is_some_and(|at| !at.value) {
+            return None;
+        }
+        let new_per_source =
+            per_second.map(|per_second| model::Rate { per_second, burst: burst.unwrap_or(per_second) });
+        Some(model::FastPath { flows, silence, silence_flows, new_per_source })
+    }
 }
 
 /// A name that nothing declares: a problem with the nearest that is.
@@ -353,6 +392,7 @@ fn union(all: impl IntoIterator<Item = Addresses>) -> AddressSet {
 const RESERVED: [&str; 4] = ["internet", "router", "all", "any"];
 const DEFAULT_METRICS: &str = "127.0.0.1:9790";
 const DEFAULT_LOG_RATE: u32 = 50;
+const SILENCE: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(10);
 
 type Seen<T> = BTreeMap<T, Span>;
 type Set<T> = BTreeSet<T>;

@@ -22,6 +22,7 @@ pub(crate) struct File {
     pub(crate) site: Maybe<String>,
     pub(crate) reserved: Maybe<Vec<At<IpNet>>>,
     pub(crate) router: Router,
+    pub(crate) fast_path: FastPath,
     pub(crate) ports: Vec<Port>,
     pub(crate) vlans: Vec<Vlan>,
     pub(crate) hosts: Vec<Host>,
@@ -42,6 +43,16 @@ pub(crate) struct Router {
     pub(crate) own_policy: Maybe<PolicyName>,
     pub(crate) metrics: Maybe<String>,
     pub(crate) denied_log_rate: Maybe<i64>,
+    pub(crate) fast_path: Maybe<bool>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FastPath {
+    pub(crate) flows: Maybe<i64>,
+    pub(crate) silence: Maybe<Duration>,
+    pub(crate) silence_flows: Maybe<i64>,
+    pub(crate) new_per_source: Maybe<i64>,
+    pub(crate) new_burst: Maybe<i64>,
 }
 
 #[derive(Debug)]
@@ -49,6 +60,7 @@ pub(crate) struct Port {
     pub(crate) name: At<IfName>,
     pub(crate) find: Option<Find>,
     pub(crate) reserved: Maybe<bool>,
+    pub(crate) fast_path: Maybe<String>,
     pub(crate) comment: Maybe<String>,
 }
 
@@ -137,6 +149,7 @@ pub(crate) struct Wan {
     pub(crate) upload: Maybe<BitRate>,
     pub(crate) nat6: Maybe<Nat6>,
     pub(crate) input: Maybe<Vec<At<ServiceRef>>>,
+    pub(crate) bogons: Maybe<bool>,
     pub(crate) probe: Probe,
     pub(crate) comment: Maybe<String>,
 }
@@ -268,6 +281,17 @@ impl File {
                 own_policy: table.value("own_policy", problems),
                 metrics: table.value("metrics", problems),
                 denied_log_rate: table.value("denied_log_rate", problems),
+                fast_path: table.value("fast_path", problems),
+            };
+            table.finish(problems);
+        }
+        if let Some(mut table) = section(&mut top, "fast_path", problems) {
+            file.fast_path = FastPath {
+                flows: table.value("flows", problems),
+                silence: table.value("silence", problems),
+                silence_flows: table.value("silence_flows", problems),
+                new_per_source: table.value("new_per_source", problems),
+                new_burst: table.value("new_burst", problems),
             };
             table.finish(problems);
         }
@@ -369,7 +393,13 @@ fn port(name: At<IfName>, table: &mut Table<'_>, problems: &mut Problems) -> Por
             find
         }),
     };
-    Port { name, find, reserved: table.value("reserved", problems), comment: table.value("comment", problems) }
+    Port {
+        name,
+        find,
+        reserved: table.value("reserved", problems),
+        fast_path: table.value("fast_path", problems),
+        comment: table.value("comment", problems),
+    }
 }
 
 fn vlan(name: At<VlanName>, table: &mut Table<'_>, problems: &mut Problems) -> Vlan {
@@ -498,6 +528,7 @@ fn wan(name: At<WanName>, table: &mut Table<'_>, problems: &mut Problems) -> Wan
         upload: table.value("upload", problems),
         nat6: table.value("nat6", problems),
         input: table.list("input", problems),
+        bogons: table.value("bogons", problems),
         probe,
         comment: table.value("comment", problems),
     }

@@ -24,6 +24,8 @@ pub struct Config {
     /// Lower-case hexadecimal SHA-256 of the file this was read from.
     pub digest: String,
     pub router: Router,
+    /// `None` where it is switched off: every packet then takes the kernel's path.
+    pub fast_path: Option<FastPath>,
     pub ports: BTreeMap<IfName, Port>,
     pub vlans: BTreeMap<VlanName, Vlan>,
     pub hosts: BTreeMap<HostName, Host>,
@@ -72,12 +74,53 @@ pub struct Router {
     pub denied_log_rate: u32,
 }
 
+/// The packet path ahead of the kernel's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPath {
+    /// How many entries each of the tables of flows, IPv4 and IPv6, has at most.
+    pub flows: u32,
+    /// A line is suspect when this long nothing came back by it …
+    pub silence: Duration,
+    /// … while this many flows sent.
+    pub silence_flows: u32,
+    /// TCP connections a second that one source outside may open, and how many at once. `None` is any.
+    pub new_per_source: Option<Rate>,
+}
+
+impl Default for FastPath {
+    fn default() -> Self {
+        Self { flows: 262_144, silence: Duration::from_millis(200), silence_flows: 5, new_per_source: None }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    pub per_second: u32,
+    pub burst: u32,
+}
+
+/// Where packets of a port meet the fast path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortPath {
+    /// In the driver where it is one of hardware, else behind it.
+    #[default]
+    Auto,
+    /// In the driver.
+    Xdp,
+    /// Behind it.
+    Tcx,
+    /// Nowhere: they take the kernel's path.
+    Off,
+}
+
 /// A physical port. Its name is the interface's name: a port found by path or driver is renamed to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     pub name: IfName,
     pub find: PortFind,
     pub role: PortRole,
+    pub fast_path: PortPath,
     pub comment: String,
     pub line: Line,
 }
@@ -221,6 +264,8 @@ pub struct Wan {
     pub nat6: Nat6,
     /// What anybody on this WAN may open towards the router. Empty unless somebody wrote it.
     pub input: Vec<Permit>,
+    /// Drop what comes in from addresses that the Internet does not route (RFC 6890 and its kind).
+    pub bogons: bool,
     pub probe: Probing,
     pub comment: String,
     pub line: Line,

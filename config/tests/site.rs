@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use config::model::{Allow, Config, Internet, Kick, PortRole};
+use config::model::{Allow, Config, FastPath, Internet, Kick, PortPath, PortRole, Rate};
 use config::units::Family;
 
 const MINIMAL: &str = include_str!("../examples/minimal.toml");
@@ -30,6 +30,24 @@ fn the_minimal_site_parses_without_a_warning() {
     let office = config.vlans.values().find(|vlan| vlan.name.as_str() == "office").unwrap();
     assert_eq!((office.interface.as_str(), &office.internet), ("vlan10", &Internet::Any));
     assert_eq!((office.line.0, office.internet_line.0, office.input_line.0), (23, 27, 28));
+}
+
+#[test]
+fn the_fast_path_is_on_unless_the_file_switches_it_off() {
+    let read = |router: &str, rest: &str| {
+        let text = MINIMAL.replace("[router]", &format!("[router]\n{router}")) + rest;
+        config::parse("minimal.toml", &text).unwrap_or_else(|problems| panic!("{problems}")).config
+    };
+    let default = read("", "");
+    assert_eq!(default.fast_path, Some(FastPath::default()));
+    assert!(default.ports.values().all(|port| port.fast_path == PortPath::Auto));
+    assert!(default.wans.values().all(|wan| !wan.bogons));
+    let written = "[fast_path]\nflows = 4096\nnew_per_source = 20\n";
+    let path = read("", written).fast_path.unwrap();
+    assert_eq!((path.flows, path.new_per_source), (4096, Some(Rate { per_second: 20, burst: 20 })));
+    assert_eq!(read("fast_path = false", written).fast_path, None);
+    let port = "[port.eth2]\nfind = { name = \"eth2\" }\nfast_path = \"tcx\"\n";
+    assert_eq!(read("", port).ports.values().filter(|port| port.fast_path == PortPath::Tcx).count(), 1);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use config::Config;
 use config::model::{
-    AddressSet, Addressing, Allow, Balance, Cell, EgressSet, Failback, Host, Internet, Kick, LastResort, Member, Nat6,
-    Permit, Policy, Port, PortFind, PortRole, PortSet, Probing, Router, Steer, Vlan, Wan,
+    AddressSet, Addressing, Allow, Balance, Cell, EgressSet, Failback, FastPath, Host, Internet, Kick, LastResort,
+    Member, Nat6, Permit, Policy, Port, PortFind, PortPath, PortRole, PortSet, Probing, Router, Steer, Vlan, Wan,
 };
 use config::units::{Line, PolicyId, Tier, VlanId, WanId, Weight};
 use ipnet::IpNet;
@@ -46,6 +46,7 @@ pub(crate) fn site() -> Config {
         name: name.parse().unwrap(),
         find: PortFind::Name(name.parse().unwrap()),
         role,
+        fast_path: PortPath::Auto,
         comment: String::new(),
         line: Line(40),
     };
@@ -68,6 +69,7 @@ pub(crate) fn site() -> Config {
             own_policy: Some("balanced".parse().unwrap()),
             denied_log_rate: 20,
         },
+        fast_path: Some(FastPath::default()),
         ports: ports_.into_iter().map(|port| (port.name.clone(), port)).collect(),
         vlans: vlans.into_iter().map(|vlan| (vlan.name.clone(), vlan)).collect(),
         hosts: BTreeMap::from([(
@@ -151,6 +153,7 @@ pub(crate) fn wan(id: u8) -> Wan {
         upload: None,
         nat6: Nat6::Masquerade,
         input: Vec::new(),
+        bogons: false,
         probe: Probing {
             targets: Vec::new(),
             interval: Duration::from_millis(100),

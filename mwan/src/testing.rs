@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use config::Config;
 use config::model::{
-    Addressing, Balance, Failback, Kick, LastResort, Member, Nat6, Policy, Probing, Router as RouterConfig, Target,
-    TargetKind, Threshold, Wan,
+    Addressing, Balance, Failback, FastPath, Kick, LastResort, Member, Nat6, Policy, Probing, Router as RouterConfig,
+    Target, TargetKind, Threshold, Wan,
 };
 use config::units::{Family, IfName, Line, PolicyId, PolicyName, Tier, WanId, WanName, Weight};
 
@@ -85,6 +85,7 @@ pub(crate) fn wan(id: u8) -> Wan {
         upload: None,
         nat6: Nat6::Masquerade,
         input: Vec::new(),
+        bogons: false,
         probe: probing(),
         comment: String::new(),
         line: Line(1),
@@ -128,6 +129,7 @@ pub(crate) fn site(wans: u8) -> Config {
             own_policy: Some(policy_name("balanced")),
             denied_log_rate: 10,
         },
+        fast_path: Some(FastPath::default()),
         ports: BTreeMap::new(),
         vlans: BTreeMap::new(),
         hosts: BTreeMap::new(),

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use config::Config;
 use config::model::{
-    Addressing, Allow, Balance, Cell, Failback, Host, Internet, Kick, LastResort, Member, Nat6, Permit, Policy,
-    PortSet, Probing, Router, Target, TargetKind, Vlan, Wan,
+    Addressing, Allow, Balance, Cell, Failback, FastPath, Host, Internet, Kick, LastResort, Member, Nat6, Permit,
+    Policy, PortSet, Probing, Router, Target, TargetKind, Vlan, Wan,
 };
 use config::units::{Family, Line, PolicyId, Tier, VlanId, WanId, Weight};
 use mwan::Time;
@@ -33,6 +33,7 @@ pub(crate) fn config() -> Config {
             own_policy: Some("balanced".parse().unwrap()),
             denied_log_rate: 5,
         },
+        fast_path: Some(FastPath::default()),
         ports: BTreeMap::new(),
         vlans: vlans.into_iter().map(|vlan| (vlan.name.clone(), vlan)).collect(),
         hosts: hosts.into_iter().map(|host| (host.name.clone(), host)).collect(),
@@ -105,6 +106,7 @@ pub(crate) fn wan(name: &str, id: u8) -> Wan {
         upload: None,
         nat6: Nat6::None,
         input: Vec::new(),
+        bogons: false,
         probe: Probing {
             targets: vec![Target {
                 family: Family::V4,

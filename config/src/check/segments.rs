@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::{Check, Owner, RESERVED, Seen, Set, Subnet, Use};
 use crate::file::{self, Addresses};
-use crate::model::{self, Internet, Port, PortFind, PortRole};
+use crate::model::{self, Internet, Port, PortFind, PortPath, PortRole};
 use crate::problem::Problem;
 use crate::read::{At, shown};
 use crate::units::{EgressName, HostName, IfName, ServiceName, VlanId, VlanName};
@@ -344,12 +344,18 @@ impl<'a> Check<'a> {
                 None if reserved.is_some() => PortRole::Reserved,
                 None => PortRole::Unmapped,
             };
+            let fast_path = port.fast_path.as_ref().and_then(|at| self.word(at, "fast path of a port", &PORT_PATHS));
             let Some(find) = find else { continue };
             let line = self.line(&port.name.span);
-            ports.insert(
-                name.clone(),
-                Port { name: name.clone(), find, role, comment: comment(port.comment.as_ref()), line },
-            );
+            let port = Port {
+                name: name.clone(),
+                find,
+                role,
+                fast_path: fast_path.unwrap_or_default(),
+                comment: comment(port.comment.as_ref()),
+                line,
+            };
+            ports.insert(name.clone(), port);
         }
         for (name, used) in &uses {
             let Some((_, span)) = used.first() else { continue };
@@ -371,7 +377,9 @@ impl<'a> Check<'a> {
             }
             let line = self.line(span);
             let find = PortFind::Name(name.clone());
-            ports.insert(name.clone(), Port { name: name.clone(), find, role, comment: String::new(), line });
+            let port =
+                Port { name: name.clone(), find, role, fast_path: PortPath::default(), comment: String::new(), line };
+            ports.insert(name.clone(), port);
         }
         self.interface_clashes(&uses, &ports);
         ports
@@ -561,3 +569,5 @@ fn each(addresses: Addresses) -> Option<Vec<IpAddr>> {
 }
 
 const MOST_ADDRESSES: u128 = 256;
+const PORT_PATHS: [(&str, PortPath); 4] =
+    [("auto", PortPath::Auto), ("xdp", PortPath::Xdp), ("tcx", PortPath::Tcx), ("off", PortPath::Off)];

@@ -55,6 +55,7 @@ impl<'a> Check<'a> {
                     upload: written.upload.as_ref().map(|at| at.value),
                     nat6,
                     input,
+                    bogons: written.bogons.as_ref().is_some_and(|at| at.value),
                     probe,
                     comment: comment(written.comment.as_ref()),
                     line: self.line(&written.name.span),
