@@ -3,6 +3,7 @@
 //! and told by [`unresolved`].
 
 mod buckets;
+mod fast_path;
 mod links;
 mod matches;
 mod routing;
@@ -10,6 +11,7 @@ pub mod ruleset;
 
 use config::Config;
 
+pub use self::fast_path::zones;
 pub use self::links::{Waiting, WhyWaiting, unresolved};
 use crate::decide::Decision;
 use crate::links::Links;
@@ -26,6 +28,7 @@ pub fn compile(config: &Config, decision: &Decision, links: &Links) -> KernelSta
     state.ruleset = RulesetState::Installed(ruleset::ruleset(config));
     state.buckets = buckets::buckets(config, decision);
     state.dead = buckets::dead(config, decision);
+    state.fast_path = fast_path::fast_path(config, links, &state.links);
     state
 }
 

@@ -14,7 +14,7 @@ use config::units::{EgressName, Family, Line, ServiceName, VlanName, WanId, WanN
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::compile::ruleset::{both, has_broadcast};
+use crate::compile::ruleset::{bogons, both, has_broadcast, line_networks};
 use crate::state::FlowClass;
 
 /// The first packet of a flow.
@@ -463,6 +463,14 @@ fn stray(config: &Config, packet: &Packet) -> Option<Reason> {
         }
         Zone::Wan(_) | Zone::Internet => {
             if config.vlan_of(packet.source).is_some() || is_own(config, packet.source) {
+                return spoofed();
+            }
+            let strict = match &packet.from {
+                Zone::Wan(name) => config.wans.get(name).is_some_and(|wan| wan.bogons),
+                Zone::Internet | Zone::Vlan(_) | Zone::Router => false,
+            };
+            let holds = |net: &IpNet| net.contains(&packet.source);
+            if strict && bogons().any(|net| holds(&net)) && !line_networks(config).iter().any(holds) {
                 return spoofed();
             }
         }

@@ -69,6 +69,7 @@ impl KernelState {
                 let kick = |class| self.dead.get(class).copied().unwrap_or(Kick::All);
                 self.dead = dead.iter().map(|class| (*class, kick(class))).collect();
             }
+            Step::SetFastPath(path) => self.fast_path = path.as_deref().cloned(),
             Step::Revive(class) => {
                 self.dead.remove(class);
             }
@@ -239,6 +240,9 @@ impl Plan {
             };
             self.push(step);
         }
+        if self.now.fast_path != want.fast_path {
+            self.push(Step::SetFastPath(want.fast_path.clone().map(Box::new)));
+        }
         let revived: Vec<_> = self.now.dead.keys().filter(|class| !want.dead.contains_key(class)).copied().collect();
         for class in revived {
             self.push(Step::Revive(class));
@@ -365,6 +369,14 @@ impl fmt::Display for Step {
                 ruleset.generation,
                 buckets.len(),
                 dead.len()
+            ),
+            Self::SetFastPath(None) => f.write_str("take the fast path off the ports"),
+            Self::SetFastPath(Some(path)) => write!(
+                f,
+                "set the fast path: {} ports, {} prefixes, {} denied pairs",
+                path.ports.len(),
+                path.homes.len(),
+                path.denied.len()
             ),
             Self::Revive(class) => write!(f, "allow {class} again"),
             Self::SetBuckets { key, buckets } => write!(f, "set the {} buckets of {key}: {buckets}", buckets.0.len()),

@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use config::model::Kick;
+use config::model::{Kick, Rate};
 use config::units::{Family, IfName, Mark, PolicyId, PolicyName, TableId, VlanId, WanId};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct KernelState {
     /// Classes of flows that must not exist, and what their inside end is told when they go.
     #[serde(with = "as_pairs")]
     pub dead: BTreeMap<FlowClass, Kick>,
+    /// `None` is off: every packet takes the kernel's path.
+    pub fast_path: Option<FastPath>,
 }
 
 /// A link we manage. Ports exist before us; bridges and VLAN sub-interfaces we create and delete.
@@ -256,6 +259,77 @@ impl FlowClass {
     }
 }
 
+/// What the programs at the ports are to know. Where they cannot be had, the router is right without them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPath {
+    pub limits: FastLimits,
+    pub ports: BTreeMap<IfName, FastPort>,
+    /// Where packets are from: by the port they come in by and their tag, 0 for none.
+    #[serde(with = "as_pairs")]
+    pub zones: BTreeMap<(IfName, u16), FastZone>,
+    /// Where addresses live; the longest prefix counts. An address without one is outside.
+    pub homes: BTreeMap<IpNet, Home>,
+    /// From and to: the ruleset lets nothing pass between them, in either direction.
+    pub denied: BTreeSet<(ZoneId, ZoneId)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastLimits {
+    /// Entries of each table of flows.
+    pub flows: u32,
+    pub silence: Duration,
+    pub silence_flows: u32,
+    pub new_per_source: Option<Rate>,
+    /// Records of denied packets a second, per pair of zones.
+    pub denied_log_rate: u32,
+}
+
+/// A VLAN by its place among the VLANs of the file, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ZoneId(pub u16);
+
+impl ZoneId {
+    /// Everything behind the lines.
+    pub const OUTSIDE: Self = Self(0);
+    pub const MAX: u16 = 255;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPort {
+    pub mode: PortMode,
+    /// A line's: what leaves by it is measured.
+    pub line: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortMode {
+    /// In the driver. Behind it where the driver cannot.
+    Xdp,
+    Tcx,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastZone {
+    pub zone: ZoneId,
+    /// The line; `None` for a VLAN.
+    pub wan: Option<WanId>,
+    /// The router's there.
+    pub mac: [u8; 6],
+    pub bogons: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Home {
+    Host(ZoneId),
+    /// The router's own, broadcast, multicast, link-local, or claimed by several VLANs: the ruleset decides.
+    Leave,
+    /// Outside, and no source on a line that drops such.
+    Bogon,
+}
+
 /// One small idempotent change. The order of the variants is the order of a plan: make before break.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -285,6 +359,8 @@ pub enum Step {
         buckets: Vec<(BucketKey, Buckets)>,
         dead: Vec<FlowClass>,
     },
+    /// All of it; after the ruleset, which denies at least as much. `None` takes the programs off the ports.
+    SetFastPath(Option<Box<FastPath>>),
     /// These flows may exist again. Before the buckets send new ones there.
     Revive(FlowClass),
     /// One transaction; read back before the step counts as done.

@@ -45,6 +45,21 @@ pub fn own(config: &Config) -> BTreeSet<IpAddr> {
     inside(config).map(|net| net.addr()).chain(wans.map(IpNet::addr)).collect()
 }
 
+/// What is near the router on its lines: their networks and gateways.
+pub(crate) fn line_networks(config: &Config) -> Vec<IpNet> {
+    let near = config.wans.values().flat_map(|wan| {
+        let gateways = Family::ALL.into_iter().filter_map(|family| wan.gateway(family)).map(IpNet::from);
+        wan.addressing.addresses.iter().map(IpNet::trunc).chain(gateways)
+    });
+    near.collect()
+}
+
+/// Sources that cannot come from the Internet: private, reserved, for documentation (RFC 6890 and later). What is
+/// [`SPECIAL`] is not among them: neighbours use it.
+pub(crate) fn bogons() -> impl Iterator<Item = IpNet> {
+    BOGONS.iter().filter_map(|net| net.parse().ok())
+}
+
 /// Addresses inside the VLANs that no host may send from: the router's own, and the first and last of an IPv4
 /// subnet, which are its network and broadcast addresses.
 pub fn no_sources(config: &Config) -> AddressSet {
@@ -209,13 +224,32 @@ impl Table<'_> {
         let wan = Family::ALL.into_iter().filter_map(|family| {
             rule(&format!("{} saddr", keyword(family)), &elements(&inside, family), "goto deny_spoof")
         });
-        let wan = wan.collect();
+        let mut wan: Vec<_> = wan.collect();
+        wan.extend(self.no_bogons());
         self.chain("from_wan", wan);
 
         // The bare ACK that draws an answer from the inside end of a dead flow must not become a flow itself.
         let bare =
             format!("meta mark & {:#010x} == {:#010x} notrack accept", Mark::WAN_MASK | Mark::PROBE, Mark::KICK.0);
         self.chain("hook_own_raw", vec!["type filter hook output priority raw; policy accept;".to_owned(), bare]);
+    }
+
+    fn no_bogons(&self) -> Vec<String> {
+        let strict: Vec<_> =
+            self.config.wans.values().filter(|wan| wan.bogons).map(|wan| format!("\"{}\"", wan.interface)).collect();
+        if strict.is_empty() {
+            return Vec::new();
+        }
+        let from = format!("iifname {{ {} }}", strict.join(", "));
+        let (near, bogons) = (collected(line_networks(self.config).into_iter()), collected(bogons()));
+        let verdicts = [(&near, "accept"), (&bogons, "goto deny_spoof")];
+        let rules = verdicts.into_iter().flat_map(|(set, verdict)| {
+            let from = &from;
+            Family::ALL.into_iter().filter_map(move |family| {
+                rule(&format!("{from} {} saddr", keyword(family)), &elements(set, family), verdict)
+            })
+        });
+        rules.collect()
     }
 
     fn steering(&mut self) {
@@ -647,8 +681,26 @@ fn generation(
     format!("{hash:032x}")
 }
 
-const SPECIAL: [&str; 7] =
+pub(crate) const SPECIAL: [&str; 7] =
     ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32", "::1/128", "fe80::/10", "ff00::/8"];
+const BOGONS: [&str; 16] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "240.0.0.0/4",
+    "100::/64",
+    "2001:db8::/32",
+    "3fff::/20",
+    "5f00::/16",
+    "fc00::/7",
+];
 /// Which log meters there are, and what each is kept per.
 const METERS: [(&str, &str); 4] =
     [("forward", "ifname . ifname"), ("input", "ifname"), ("spoof", "ifname"), ("invalid", "ifname . ifname")];

@@ -96,6 +96,9 @@ proptest! {
             if matches!(step, Step::OpenForwarding { .. }) {
                 prop_assert_eq!(&now.ruleset, &goal.ruleset);
             }
+            if matches!(step, Step::SetFastPath(_)) {
+                prop_assert_eq!(&now.ruleset, &goal.ruleset, "what is denied at the ports is denied by the rules too");
+            }
             // Where there was no table, there is one before anything else happens.
             prop_assert!(now.ruleset != RulesetState::Absent, "{step}");
         }
@@ -177,8 +180,11 @@ fn goal() -> impl Strategy<Value = KernelState> {
 
 /// The fixture with some of it left out or moved.
 fn site() -> impl Strategy<Value = Config> {
-    (any::<[bool; 6]>(), 20..40_u32).prop_map(|([one_line, no_cells, moved, retagged, reserved, mtu], rate)| {
+    (any::<[bool; 7]>(), 20..40_u32).prop_map(|([one_line, no_cells, moved, retagged, reserved, mtu, off], rate)| {
         let mut site = fixture::site();
+        if off {
+            site.fast_path = None;
+        }
         site.router.denied_log_rate = rate;
         if one_line {
             site.wans.retain(|_, wan| wan.id.get() == 1);
@@ -219,6 +225,7 @@ enum Drift {
     NoBuckets,
     OldThings,
     OtherKind,
+    NoFastPath,
 }
 
 fn drift() -> impl Strategy<Value = Drift> {
@@ -235,6 +242,7 @@ fn drift() -> impl Strategy<Value = Drift> {
         Just(Drift::NoBuckets),
         Just(Drift::OldThings),
         Just(Drift::OtherKind),
+        Just(Drift::NoFastPath),
     ]
 }
 
@@ -291,6 +299,7 @@ impl Drift {
                 let policy = "gone".parse().unwrap();
                 state.buckets.insert(BucketKey { policy, family: Family::V4 }, Buckets(vec![Slot::Blackhole]));
             }
+            Self::NoFastPath => state.fast_path = None,
             Self::OtherKind => {
                 let link = Link { kind: LinkKind::Bridge, up: true, master: None, mtu: None };
                 state.links.insert("eth3.30".parse().unwrap(), link);
@@ -340,13 +349,14 @@ fn rank(step: &Step) -> u8 {
         Step::SetRoute { .. } => 4,
         Step::AddRule(_) => 5,
         Step::LoadRuleset { .. } => 6,
-        Step::Revive(_) => 7,
-        Step::SetBuckets { .. } => 8,
-        Step::Bury(_) => 9,
-        Step::OpenForwarding { .. } => 10,
-        Step::DeleteRule(_) => 11,
-        Step::DeleteRoute(_) => 12,
-        Step::DeleteAddress(_) => 13,
-        Step::DeleteLink(_) => 14,
+        Step::SetFastPath(_) => 7,
+        Step::Revive(_) => 8,
+        Step::SetBuckets { .. } => 9,
+        Step::Bury(_) => 10,
+        Step::OpenForwarding { .. } => 11,
+        Step::DeleteRule(_) => 12,
+        Step::DeleteRoute(_) => 13,
+        Step::DeleteAddress(_) => 14,
+        Step::DeleteLink(_) => 15,
     }
 }
