@@ -30,12 +30,25 @@ pub(crate) fn layout(directory: &Path) -> PathBuf {
     directory.join(format!("v{}", abi::LAYOUT))
 }
 
+/// The folders of other layouts.
+pub(crate) fn other_layouts(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let ours = layout(directory);
+    let mut found = entries(directory)?;
+    found.retain(|name, path| {
+        name.strip_prefix('v').is_some_and(|version| version.parse::<u32>().is_ok()) && *path != ours
+    });
+    Ok(found.into_values().collect())
+}
+
 /// Where the programs of an object are.
 pub(crate) fn programs(layout: &Path, digest: &str) -> PathBuf {
     layout.join(format!("{PROGRAMS}{}", digest.get(..16).unwrap_or(digest)))
 }
 
-/// The programs of all objects but this one.
+/// The folders of the programs of all objects but this one.
 pub(crate) fn other_programs(layout: &Path, but: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = entries(layout)?;
     found.retain(|name, path| name.starts_with(PROGRAMS) && path != but);

@@ -12,7 +12,7 @@ use aya::maps::MapInfo;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{LinkOrder, Program, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::programs::XdpAttachType;
@@ -144,12 +144,28 @@ impl Programs {
         infos.into_iter().map(|info| info.map(|info| info.id()).map_err(io::Error::other)).collect()
     }
 
+    /// The ids of the programs pinned under `directory`.
+    pub(crate) fn pinned(directory: &Path) -> io::Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for home in pins::other_programs(&pins::layout(directory), Path::new(""))? {
+            for name in PROGRAMS {
+                ids.push(ProgramInfo::from_pin(home.join(name)).map_err(io::Error::other)?.id());
+            }
+        }
+        Ok(ids)
+    }
+
     /// Removes everything of ours: links, programs, maps.
     pub fn remove(directory: &Path) -> io::Result<()> {
         match std::fs::remove_dir_all(pins::layout(directory)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
         }
+    }
+
+    /// Removes what daemons with another [`abi::LAYOUT`] left.
+    pub fn remove_other_layouts(directory: &Path) -> io::Result<()> {
+        pins::other_layouts(directory)?.into_iter().try_for_each(std::fs::remove_dir_all)
     }
 
     fn link(&mut self, hook: Hook, interface: u32) -> Result<(), String> {

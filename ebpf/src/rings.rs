@@ -77,9 +77,9 @@ impl<R> fmt::Debug for Records<R> {
 pub struct Log(EbpfLogger<ToTracing>);
 
 impl Log {
-    /// `None` where no program logs.
-    pub fn open(programs: &Programs) -> Option<Self> {
-        let ids = programs.ids().ok()?;
+    /// Of the programs pinned under `directory`; `None` where none of them logs.
+    pub fn open(directory: &Path) -> Option<Self> {
+        let ids = Programs::pinned(directory).ok()?;
         let logger = ids.into_iter().find_map(|id| EbpfLogger::init_from_id_with_logger(id, ToTracing).ok())?;
         Some(Self(logger))
     }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use config::units::{Family, IfName, WanId};
-use mwan::state::as_pairs;
+use mwan::state::{PortMode, ZoneId, as_pairs};
 use serde::{Deserialize, Serialize};
 
 /// Counted since our table was first loaded. A pair is the interface a packet came in by and the one it would
@@ -33,6 +33,49 @@ pub struct Counters {
     /// Live conntrack entries per line and family.
     #[serde(with = "as_pairs")]
     pub flows: BTreeMap<(WanId, Family), u64>,
+    #[serde(default)]
+    pub fast_path: FastCount,
+}
+
+/// The fast path, and what it counted since its maps were made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastCount {
+    pub on: bool,
+    /// Why it is off where it is wanted.
+    pub reason: Option<String>,
+    pub ports: BTreeMap<IfName, FastPort>,
+    pub flows: BTreeMap<Family, u64>,
+    /// Flows of each family at most.
+    pub capacity: u64,
+    pub memory_bytes: u64,
+    /// By the word of the verdict.
+    pub verdicts: BTreeMap<String, Count>,
+    /// From one zone to another; what a zone sent itself is what it spoofed.
+    #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub denied: BTreeMap<(ZoneId, ZoneId), Count>,
+}
+
+/// Where packets of a port meet the fast path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FastPort {
+    pub asked: PortMode,
+    /// `None` is nowhere.
+    pub mode: Option<PortMode>,
+    /// Why it is not what was asked.
+    pub why: Option<String>,
+}
+
+impl FastPort {
+    pub fn word(&self) -> &'static str {
+        self.mode.map_or("none", mode_word)
+    }
+}
+
+pub(crate) fn mode_word(mode: PortMode) -> &'static str {
+    match mode {
+        PortMode::Xdp => "xdp",
+        PortMode::Tcx => "tcx",
+    }
 }
 
 impl Counters {

@@ -55,6 +55,9 @@ pub struct KernelChanges {
     pub sysctls: usize,
     /// The firewall table is replaced (in one transaction).
     pub ruleset: bool,
+    /// What the fast path knows is replaced.
+    #[serde(default)]
+    pub fast_path: bool,
     /// Policies whose new flows take other lines.
     pub buckets: usize,
     /// Classes of flows that end.
@@ -96,6 +99,7 @@ pub fn kernel(steps: &[Step]) -> KernelChanges {
             Step::CloseDoor | Step::LoadRuleset { .. } => changes.ruleset = true,
             Step::SetBuckets { .. } => changes.buckets += 1,
             Step::Bury(classes) => changes.buried += classes.len(),
+            Step::SetFastPath(_) => changes.fast_path = true,
             Step::Revive(_) => {}
         }
     }
@@ -117,6 +121,9 @@ fn things(config: &Config) -> BTreeMap<Key, Value> {
         things.insert(key, value.json());
     };
     add("site", config.site.clone(), &config.router);
+    if let Some(path) = &config.fast_path {
+        add("fast path", config.site.clone(), path);
+    }
     config.ports.iter().for_each(|(name, port)| add("port", name.to_string(), port));
     config.wans.iter().for_each(|(name, wan)| add("wan", name.to_string(), wan));
     config.vlans.iter().for_each(|(name, vlan)| add("vlan", name.to_string(), vlan));
@@ -281,6 +288,9 @@ impl fmt::Display for KernelChanges {
             .collect::<Vec<_>>();
         if self.ruleset {
             parts.push("the firewall table, in one transaction".to_owned());
+        }
+        if self.fast_path {
+            parts.push("the fast path".to_owned());
         }
         if parts.is_empty() {
             return f.write_str("kernel: nothing to do");

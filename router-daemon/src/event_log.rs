@@ -6,6 +6,7 @@ pub mod packet;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,10 +14,12 @@ use std::time::{Duration, SystemTime};
 use config::Config;
 use config::model::{Cell, Internet, Vlan};
 use config::units::{IfName, Line};
+use ebpf::abi;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use self::packet::{Headers, Transport};
+use crate::kernel::fast_path::{Watcher, readable};
 use crate::status::zone_behind;
 
 /// One message of our nflog group.
@@ -42,6 +45,8 @@ pub enum Kind {
     Spoof,
     /// Conntrack cannot place it.
     Invalid,
+    /// Its source opens connections faster than the file allows.
+    Rate,
     /// Allowed, by a cell that asks to log.
     Allow,
 }
@@ -159,10 +164,105 @@ pub async fn run(mut packets: mpsc::Receiver<Logged>, config: watch::Receiver<Op
     }
 }
 
+/// What is dropped at the ports, told like the rest. Until cancelled; it owns nothing that would be lost.
+pub async fn run_early(path: Watcher, config: watch::Receiver<Option<Arc<Config>>>, log: EventLog) {
+    let mut own = OwnLog::default();
+    let mut loads = path.loads();
+    loop {
+        let rings = path.pins().and_then(|pins| {
+            let records = ebpf::Records::<abi::Denied>::open(&pins).map_err(io::Error::other).and_then(readable);
+            records.inspect_err(|error| tracing::warn!(%error, "drops at the ports are counted and not told")).ok()
+        });
+        let read = async {
+            let Some(mut records) = rings else { return std::future::pending().await };
+            loop {
+                let Ok(mut ready) = records.readable_mut().await else { return };
+                while let Some(record) = ready.get_inner_mut().next() {
+                    let (now, config) = (SystemTime::now(), config.borrow().clone());
+                    let port = path.port(record.port);
+                    if let Some(denied) = config.and_then(|config| name_early(&config, &record, port, now)) {
+                        own.write(&denied, now);
+                        log.push(denied);
+                    }
+                }
+                ready.clear_ready();
+                // A flood must not keep others waiting; the ring drops what is too much.
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            changed = loads.changed() => if changed.is_err() { return },
+            () = read => return,
+        }
+    }
+}
+
 /// A logged packet with its names, or `None` where it is not ours or not IP.
 pub fn name(config: &Config, logged: &Logged, at: SystemTime) -> Option<Denied> {
     let (kind, allowed_by) = kind(&logged.prefix)?;
     let headers = packet::parse(&logged.payload)?;
+    Some(told(config, logged, kind, allowed_by, &headers, at))
+}
+
+/// A packet that was dropped at its port, with its names. `port` is where it came in.
+pub fn name_early(config: &Config, record: &abi::Denied, port: Option<IfName>, at: SystemTime) -> Option<Denied> {
+    let verdict = abi::Verdict::ALL.into_iter().find(|verdict| *verdict as u32 == record.verdict)?;
+    let kind = match verdict {
+        abi::Verdict::DeniedPair => Kind::Forward,
+        abi::Verdict::Spoofed | abi::Verdict::Bogon => Kind::Spoof,
+        abi::Verdict::TooManyNew => Kind::Rate,
+        abi::Verdict::Forwarded
+        | abi::Verdict::NotIp
+        | abi::Verdict::Malformed
+        | abi::Verdict::Fragment
+        | abi::Verdict::IpOptions
+        | abi::Verdict::OtherProtocol
+        | abi::Verdict::TcpControl
+        | abi::Verdict::TtlExpires
+        | abi::Verdict::TooLong
+        | abi::Verdict::NoFlow
+        | abi::Verdict::StaleFlow
+        | abi::Verdict::WrongPort
+        | abi::Verdict::OddTag
+        | abi::Verdict::Bridged => return None,
+    };
+    let zones = mwan::compile::zones(config);
+    let vlan = |id: u16| {
+        let (name, _) = zones.iter().find(|(_, zone)| zone.0 == id)?;
+        Some(config.vlans.get(*name)?.interface.clone())
+    };
+    let address = |bytes: [u8; 16]| match record.family {
+        4 => <[u8; 4]>::try_from(bytes.get(..4)?).ok().map(IpAddr::from),
+        6 => Some(IpAddr::from(bytes)),
+        _ => None,
+    };
+    let (source, destination) = (u16::from_be_bytes(record.source_port), u16::from_be_bytes(record.destination_port));
+    let headers = Headers {
+        source: address(record.source)?,
+        destination: address(record.destination)?,
+        transport: match record.protocol {
+            6 => Transport::Tcp { source, destination },
+            17 => Transport::Udp { source, destination },
+            protocol => Transport::Other { protocol },
+        },
+    };
+    let logged = Logged {
+        prefix: String::new(),
+        in_interface: vlan(record.from).or(port),
+        out_interface: vlan(record.to).filter(|_| record.from != record.to),
+        payload: Vec::new(),
+    };
+    Some(told(config, &logged, kind, None, &headers, at))
+}
+
+fn told(
+    config: &Config,
+    logged: &Logged,
+    kind: Kind,
+    allowed_by: Option<Line>,
+    headers: &Headers,
+    at: SystemTime,
+) -> Denied {
     let from = End {
         zone: zone(config, logged.in_interface.as_ref(), headers.source, "router"),
         host: host(config, headers.source),
@@ -170,7 +270,7 @@ pub fn name(config: &Config, logged: &Logged, at: SystemTime) -> Option<Denied> 
     };
     let to_zone = match kind {
         Kind::Input => "router".to_owned(),
-        Kind::Forward | Kind::Spoof | Kind::Invalid | Kind::Allow => {
+        Kind::Forward | Kind::Spoof | Kind::Invalid | Kind::Rate | Kind::Allow => {
             zone(config, logged.out_interface.as_ref(), headers.destination, "internet")
         }
     };
@@ -179,11 +279,12 @@ pub fn name(config: &Config, logged: &Logged, at: SystemTime) -> Option<Denied> 
     let (reason, line) = match kind {
         Kind::Forward => why_not_forwarded(config, logged, &from.zone, &to.zone, &service),
         Kind::Input => why_not_let_in(config, logged, &service),
-        Kind::Spoof => why_spoofed(config, logged, &headers),
+        Kind::Spoof => why_spoofed(config, logged, headers),
+        Kind::Rate => ("opens too many connections at once".to_owned(), None),
         Kind::Invalid => ("belongs to no connection the router knows".to_owned(), None),
         Kind::Allow => ("allowed, and the cell asks to log".to_owned(), allowed_by),
     };
-    Some(Denied {
+    Denied {
         time: humantime::format_rfc3339_millis(at).to_string(),
         kind,
         cell: format!("{}->{}", from.zone, to.zone),
@@ -193,7 +294,7 @@ pub fn name(config: &Config, logged: &Logged, at: SystemTime) -> Option<Denied> 
         service,
         reason,
         line: line.filter(|line| *line != Line::BUILT_IN).map(|line| line.0),
-    })
+    }
 }
 
 fn kind(prefix: &str) -> Option<(Kind, Option<Line>)> {
@@ -243,7 +344,7 @@ fn why_not_forwarded(config: &Config, logged: &Logged, from: &str, to: &str, ser
     if is_wan(&logged.in_interface) {
         return ("nothing may come in from a WAN unasked".to_owned(), None);
     }
-    if is_wan(&logged.out_interface) {
+    if is_wan(&logged.out_interface) || to == "internet" {
         return match vlan_at(config, logged.in_interface.as_ref()) {
             Some(vlan) => match &vlan.internet {
                 Internet::None => (format!("{from} may not use the Internet"), Some(vlan.internet_line)),

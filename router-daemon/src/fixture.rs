@@ -15,9 +15,10 @@ use mwan::Time;
 use mwan::decide::Decision;
 use mwan::event::Health;
 use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, WanStatus};
+use mwan::state::{PortMode, ZoneId};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters};
+use crate::counters::{Count, Counters, FastCount, FastPort};
 use crate::event_log::{self, Denied, Logged, packet};
 
 pub(crate) fn config() -> Config {
@@ -208,6 +209,29 @@ pub(crate) fn counters() -> Counters {
         spoofed: BTreeMap::from([("vlan50".parse().unwrap(), Count { packets: 1, bytes: 60 })]),
         chosen: BTreeMap::from([(wan(1), Count { packets: 1200, bytes: 72_000 })]),
         flows: BTreeMap::from([((wan(1), Family::V4), 118)]),
+        fast_path: FastCount {
+            on: true,
+            reason: None,
+            ports: BTreeMap::from([
+                ("eth0".parse().unwrap(), FastPort { asked: PortMode::Tcx, mode: Some(PortMode::Tcx), why: None }),
+                (
+                    "eth1".parse().unwrap(),
+                    FastPort {
+                        asked: PortMode::Xdp,
+                        mode: Some(PortMode::Tcx),
+                        why: Some("the driver has none".to_owned()),
+                    },
+                ),
+            ]),
+            flows: BTreeMap::from([(Family::V4, 90), (Family::V6, 0)]),
+            capacity: 262_144,
+            memory_bytes: 96_468_992,
+            verdicts: BTreeMap::from([("no_flow".to_owned(), Count { packets: 5000, bytes: 300_000 })]),
+            denied: BTreeMap::from([
+                ((ZoneId(2), ZoneId::OUTSIDE), Count { packets: 4, bytes: 240 }),
+                ((ZoneId(2), ZoneId(2)), Count { packets: 2, bytes: 120 }),
+            ]),
+        },
     }
 }
 

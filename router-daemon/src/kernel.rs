@@ -17,6 +17,7 @@ use mwan::state::FlowClass;
 use mwan::{KernelState, Step};
 
 use self::burial::Burials;
+use self::fast_path::FastPath;
 use self::netlink::{NETLINK_NETFILTER, Socket};
 use self::rtnl::Rtnl;
 use crate::counters::Counters;
@@ -25,6 +26,7 @@ mod burial;
 mod conntrack;
 mod elements;
 pub mod fake;
+pub mod fast_path;
 pub mod foreign;
 mod kick;
 mod links;
@@ -70,27 +72,51 @@ pub struct LinuxKernel {
     rtnl: Rtnl,
     table: ruleset::Table,
     burials: Burials,
+    fast_path: FastPath,
 }
 
 impl LinuxKernel {
     /// `run` is the daemon's directory for what must survive a restart and not a reboot. Fails where `nft` is missing
     /// or too old.
     pub async fn open(run: &Path) -> io::Result<Self> {
-        Ok(Self { rtnl: Rtnl::open()?, table: ruleset::Table::open(run).await?, burials: Burials::open()? })
+        let table = ruleset::Table::open(run).await?;
+        Ok(Self { rtnl: Rtnl::open()?, table, burials: Burials::open()?, fast_path: FastPath::none() })
+    }
+
+    /// With the programs of `source` at the ports, where the wanted state asks for them. Without this no packet meets
+    /// any.
+    #[must_use]
+    pub fn with_fast_path(mut self, source: fast_path::Source) -> Self {
+        self.fast_path = FastPath::new(source);
+        self
+    }
+
+    pub fn fast_path(&self) -> fast_path::Watcher {
+        self.fast_path.watcher()
     }
 
     async fn carry_out(&mut self, step: &Step) -> io::Result<()> {
         let rtnl = &mut self.rtnl;
         match step {
-            Step::CloseDoor => self.table.close_door().await,
+            Step::CloseDoor => {
+                self.fast_path.bump_all();
+                self.table.close_door().await
+            }
             Step::SetLink { name, link } => links::set(rtnl, name, link).await,
             Step::SetSysctl { name, value } | Step::OpenForwarding { name, value } => sysctl::set(name, value),
             Step::AddAddress(address) => routing::add_address(rtnl, address).await,
             Step::SetRoute { key, hop } => routing::set_route(rtnl, key, hop).await,
             Step::AddRule(rule) => routing::add_rule(rtnl, rule).await,
             Step::LoadRuleset { ruleset, buckets, dead } => {
+                // What other rules allowed is judged again.
+                self.fast_path.bump_all();
                 self.burials.keep(dead);
                 self.table.load(ruleset, buckets, dead).await
+            }
+            Step::SetFastPath(path) => {
+                let links = links::Table::read(rtnl).await?;
+                self.fast_path.set(path.as_deref(), &links).await;
+                Ok(())
             }
             Step::Revive(class) => {
                 self.burials.stop(*class);
@@ -98,6 +124,7 @@ impl LinuxKernel {
             }
             Step::SetBuckets { key, buckets } => self.table.set_buckets(key, buckets),
             Step::Bury(classes) => {
+                self.fast_path.bump(classes.iter().map(|(class, _)| *class));
                 self.table.add_dead(classes.iter().map(|(class, _)| *class))?;
                 self.burials.begin(classes.iter().copied().collect()).await
             }
@@ -128,6 +155,7 @@ impl Kernel for LinuxKernel {
                 .into_iter()
                 .map(|class| (class, want.dead.get(&class).copied().unwrap_or(Kick::All)))
                 .collect(),
+            fast_path: self.fast_path.observe(want.fast_path.as_ref(), &links),
         })
     }
 

@@ -64,6 +64,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     if status.counters_missing.is_none() {
         flows(&mut page, status);
         matrix(&mut page, status);
+        fast_path(&mut page, status);
     }
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
@@ -227,6 +228,41 @@ fn matrix(page: &mut Page, status: &Status) {
         "quadway_spoofed_packets",
         "Packets whose source address does not belong where they came from",
         spoofed.map(|(from, count)| (vec![("from", from.clone())], *count)),
+    );
+}
+
+fn fast_path(page: &mut Page, status: &Status) {
+    let path = &status.fast_path;
+    page.gauges("quadway_fast_path_on", "1 while packets meet the fast path", [(vec![], truth(path.on))]);
+    if !path.on {
+        return;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "these stay far below 2^52")]
+    let number = |number: u64| number as f64;
+    page.gauges(
+        "quadway_fast_path_entries",
+        "Flows in the tables of the fast path",
+        path.flows.iter().map(|(family, flows)| (vec![family_label(*family)], number(*flows))),
+    );
+    page.gauges(
+        "quadway_fast_path_capacity",
+        "Flows of each family that the tables hold at most",
+        [(vec![], number(path.capacity))],
+    );
+    page.gauges(
+        "quadway_fast_path_memory_bytes",
+        "Memory of all maps of the fast path",
+        [(vec![], number(path.memory_bytes))],
+    );
+    page.counters(
+        "quadway_fast_path_packets",
+        "Packets that met the fast path, by what became of them",
+        path.verdicts.iter().map(|(verdict, count)| (vec![("verdict", verdict.clone())], count.packets)),
+    );
+    page.gauges(
+        "quadway_fast_path_port_mode",
+        "Where packets of the port meet the fast path; always 1",
+        path.ports.iter().map(|(name, port)| (vec![("mode", port.word().to_owned()), ("port", name.to_string())], 1.0)),
     );
 }
 

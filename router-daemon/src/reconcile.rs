@@ -255,6 +255,7 @@ fn moves_traffic_only(step: &Step) -> bool {
         | Step::AddAddress(_)
         | Step::AddRule(_)
         | Step::LoadRuleset { .. }
+        | Step::SetFastPath(_)
         | Step::OpenForwarding { .. }
         | Step::DeleteRule(_)
         | Step::DeleteAddress(_)
@@ -297,6 +298,7 @@ impl Failed {
             },
             // Others do not rely on these. A deletion that failed is tried again.
             Step::SetSysctl { .. }
+            | Step::SetFastPath(_)
             | Step::Bury(_)
             | Step::OpenForwarding { .. }
             | Step::DeleteRule(_)
@@ -320,7 +322,8 @@ impl Failed {
             Step::SetSysctl { name, .. } => name.split('/').any(|part| self.links.iter().any(|l| l.as_str() == part)),
             Step::AddAddress(address) => self.links.contains(&address.link),
             Step::SetRoute { hop, .. } => link_of(hop).is_some_and(|link| self.links.contains(link)),
-            Step::Revive(_) | Step::OpenForwarding { .. } => self.ruleset,
+            // The programs may deny what the old ruleset lets pass.
+            Step::SetFastPath(_) | Step::Revive(_) | Step::OpenForwarding { .. } => self.ruleset,
             Step::SetBuckets { .. } | Step::Bury(_) => self.ruleset || self.traffic,
             Step::DeleteAddress(address) => self.ruleset || self.make || self.links.contains(&address.link),
             Step::DeleteRule(_) | Step::DeleteRoute(_) | Step::DeleteLink(_) => self.ruleset || self.make,

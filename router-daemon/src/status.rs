@@ -10,10 +10,11 @@ use config::model::{LastResort, Wan};
 use config::units::{Family, IfName};
 use mwan::event::Health;
 use mwan::router::{LineStatus, WanStatus};
+use mwan::state::ZoneId;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters};
+use crate::counters::{Count, Counters, FastCount, mode_word};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -36,6 +37,9 @@ pub struct Status {
     pub applies: Applies,
     /// Why the counters are missing, when they are.
     pub counters_missing: Option<String>,
+    /// The packet path ahead of the kernel's. What it denied counts among the cells.
+    #[serde(default)]
+    pub fast_path: FastCount,
     /// What others do with the bits of marks that are ours, told to a person.
     #[serde(default)]
     pub foreign_marks: Vec<String>,
@@ -143,6 +147,8 @@ pub struct CellCount {
 pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
     let none = Counters::default();
     let counted = counters.as_ref().unwrap_or(&none);
+    let merged = view.config.as_ref().map(|config| with_early_denials(config, counted));
+    let counted = merged.as_ref().unwrap_or(counted);
     let mut status = Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         site: None,
@@ -157,6 +163,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         spoofed: BTreeMap::new(),
         applies: view.applies.clone(),
         counters_missing: counters.as_ref().err().cloned(),
+        fast_path: counted.fast_path.clone(),
         foreign_marks: Vec::new(),
     };
     if let Some(config) = &view.config {
@@ -294,6 +301,27 @@ fn cells(config: &Config, counters: &Counters) -> Vec<CellCount> {
         .collect()
 }
 
+/// What was denied at the ports, among what the ruleset denied.
+fn with_early_denials(config: &Config, counters: &Counters) -> Counters {
+    let mut all = counters.clone();
+    let zones = mwan::compile::zones(config);
+    let interface = |id: ZoneId| {
+        let vlan = zones.iter().find(|(_, zone)| **zone == id).and_then(|(name, _)| config.vlans.get(*name));
+        vlan.map(|vlan| vlan.interface.clone()).or_else(|| INTERNET.parse().ok())
+    };
+    for ((from, to), count) in std::mem::take(&mut all.fast_path.denied) {
+        let (Some(source), Some(destination)) = (interface(from), interface(to)) else { continue };
+        let counted = if from == to {
+            all.spoofed.entry(source).or_default()
+        } else {
+            all.denied.entry((source, destination)).or_default()
+        };
+        counted.packets += count.packets;
+        counted.bytes += count.bytes;
+    }
+    all
+}
+
 /// The VLAN or WAN behind an interface; the interface's own name where there is neither.
 pub(crate) fn zone_behind(config: &Config, interface: &IfName) -> String {
     let vlan = config.vlans.values().find(|vlan| vlan.interface == *interface).map(|vlan| vlan.name.to_string());
@@ -348,9 +376,29 @@ impl Status {
             note(f, 2, foreign)?;
         }
         if let Some(why) = &self.counters_missing {
-            note(f, 2, &format!("counters cannot be read: {why}"))?;
+            return note(f, 2, &format!("counters cannot be read: {why}"));
         }
-        Ok(())
+        if self.site.is_some() { self.fast_path(f) } else { Ok(()) }
+    }
+
+    fn fast_path(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = &self.fast_path;
+        if !path.on {
+            let reason = path.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+            return note(f, 2, &format!("fast path: off{reason}"));
+        }
+        let mut told = "fast path: on".to_owned();
+        for (family, flows) in &path.flows {
+            write!(told, ", {flows} {family} flows")?;
+        }
+        write!(told, " of {}, {} MiB", path.capacity, path.memory_bytes >> 20)?;
+        for (name, port) in &path.ports {
+            write!(told, "; {name} {}", port.word())?;
+            if let Some(why) = &port.why {
+                write!(told, " (not {}: {why})", mode_word(port.asked))?;
+            }
+        }
+        note(f, 2, &told)
     }
 
     fn wan_table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -520,6 +568,9 @@ fn percent(ratio: f64) -> String {
 fn cut(text: &str, width: usize) -> &str {
     text.get(..width).unwrap_or(text)
 }
+
+/// What stands in the place of an interface where packets go to or come from no certain line.
+const INTERNET: &str = "internet";
 
 /// How many buckets a policy has.
 #[expect(clippy::cast_precision_loss, reason = "a small constant")]

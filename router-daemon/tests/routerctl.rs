@@ -76,7 +76,7 @@ fn peers_may_do_what_their_group_may() {
         (OPERATORS, &["version"], 0, "routerd"),
         (OPERATORS, &apply, 1, "reached the loop"),
         (OPERATORS, &["wan", "drain", "wan1"], 0, "wan1"),
-        (READERS, &["version"], 0, "routerd"),
+        (READERS, &["version"], 0, "SHA-256"),
         (READERS, &apply, 1, "changes the router"),
         (READERS, &["wan", "fail-test", "wan1"], 1, "changes the router"),
         (OTHERS, &["version"], 1, "only root and members of the group"),

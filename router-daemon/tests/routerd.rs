@@ -155,7 +155,13 @@ impl Site {
         command.args(["netns", "exec", &self.router, env!("CARGO_BIN_EXE_routerd")]);
         let path = |name: &str| self.folder.join(name);
         command.arg("--config").arg(path("site.toml")).arg("--state").arg(path("state"));
-        command.arg("--run").arg(path("run")).env("QUADWAY_NFT", &self.nft).env("RUST_LOG", "info");
+        command
+            .arg("--run")
+            .arg(path("run"))
+            .arg("--bpf-dir")
+            .arg(path("bpf"))
+            .env("QUADWAY_NFT", &self.nft)
+            .env("RUST_LOG", "info");
         let log = fs::OpenOptions::new().create(true).append(true).open(path("log")).unwrap();
         command.stdin(Stdio::null()).stderr(log);
         command

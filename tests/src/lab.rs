@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -92,6 +93,10 @@ impl Lab {
         std::fs::create_dir_all(lab.directory())?;
         std::fs::write(lab.site_file(), &lab.site.text)?;
         lab.save()?;
+        let bpf = lab.bpf_directory();
+        std::fs::create_dir(&bpf)?;
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+            .with_context(|| format!("cannot mount a BPF file system at {}", bpf.display()))?;
         match lab.build(&root) {
             Ok(()) => Ok(lab),
             Err(error) => {
@@ -125,6 +130,10 @@ impl Lab {
         });
         if let Some(left) = lab.namespaces.iter().find(|name| Netns::named(name).exists()) {
             bail!("the namespace {left} cannot be removed");
+        }
+        match umount2(&lab.bpf_directory(), MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(error) => bail!("cannot unmount {}: {error}", lab.bpf_directory().display()),
         }
         std::fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))
     }
@@ -225,7 +234,9 @@ impl Lab {
             .arg("--state")
             .arg(self.state_directory())
             .arg("--run")
-            .arg(self.run_directory());
+            .arg(self.run_directory())
+            .arg("--bpf-dir")
+            .arg(self.bpf_directory());
         Ok(command)
     }
 
@@ -454,6 +465,11 @@ impl Lab {
 
     fn directory(&self) -> PathBuf {
         directory(&self.name)
+    }
+
+    /// A BPF file system of the lab's own. Mounted here and not by routerd, whose mounts go with it.
+    pub fn bpf_directory(&self) -> PathBuf {
+        self.directory().join("bpf")
     }
 
     fn run_directory(&self) -> PathBuf {

@@ -3,7 +3,6 @@
 //! to leave the packet to the ruleset.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use config::Config;
 use config::model::{Internet, PortPath, PortRole, Vlan};
@@ -100,7 +99,9 @@ fn homes(config: &Config, zones: &BTreeMap<&VlanName, ZoneId>) -> BTreeMap<IpNet
         for bogon in bogons().filter(|bogon| !inside.iter().any(|net| net.contains(bogon))) {
             add(bogon, Home::Bogon);
         }
-        lines.into_iter().for_each(|net| add(net, Home::Host(ZoneId::OUTSIDE)));
+        for net in lines {
+            add(net, Home::Host(ZoneId::OUTSIDE));
+        }
     }
     for (vlan, net) in nets() {
         let shared = nets().any(|(other, wider)| other != vlan && wider.contains(&net));
@@ -116,7 +117,9 @@ fn homes(config: &Config, zones: &BTreeMap<&VlanName, ZoneId>) -> BTreeMap<IpNet
     }
     let unspecified = ["0.0.0.0/32", "::/128"];
     SPECIAL.iter().chain(&unspecified).filter_map(|net| net.parse().ok()).for_each(|net| add(net, Home::Leave));
-    own(config).into_iter().for_each(|address: IpAddr| add(address.into(), Home::Leave));
+    for address in own(config) {
+        add(address.into(), Home::Leave);
+    }
     homes
 }
 
@@ -141,6 +144,8 @@ fn denied(config: &Config, zones: &BTreeMap<&VlanName, ZoneId>) -> BTreeSet<(Zon
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -270,7 +275,7 @@ mod tests {
         let mac = |name: &str| links.get(&name.parse().unwrap()).unwrap().mac.unwrap();
         assert_eq!((at("eth3", 0).zone, at("eth3", 0).mac), (ZoneId(1), mac("vlan20")));
         assert_eq!((at("eth3", 30).zone, at("eth3", 30).mac), (ZoneId(3), mac("vlan30")));
-        assert_eq!((at("eth0", 0).wan.map(|wan| wan.get()), at("eth0", 0).mac), (Some(1), mac("eth0")));
+        assert_eq!((at("eth0", 0).wan.map(config::units::WanId::get), at("eth0", 0).mac), (Some(1), mac("eth0")));
         assert_eq!(path.zones.len(), 5);
     }
 
@@ -283,12 +288,11 @@ mod tests {
         match (zone.wan, home(source), home(destination)) {
             (Some(_), Home::Host(from), _) => from != ZoneId::OUTSIDE,
             (Some(_), Home::Bogon, _) => zone.bogons,
-            (_, Home::Leave, _) => false,
             (None, Home::Bogon, _) => true,
             (None, Home::Host(from), _) if from != zone.zone => true,
             (None, Home::Host(from), Home::Host(to)) => path.denied.contains(&(from, to)),
             (None, Home::Host(from), Home::Bogon) => path.denied.contains(&(from, ZoneId::OUTSIDE)),
-            (None, Home::Host(_), Home::Leave) => false,
+            (_, Home::Leave, _) | (None, Home::Host(_), Home::Leave) => false,
         }
     }
 

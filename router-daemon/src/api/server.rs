@@ -224,7 +224,11 @@ impl Core {
     async fn answer(&self, call: Call) -> Result<Answer, Refusal> {
         Ok(match call {
             Call::Status => ok(&self.status().await?),
-            Call::Version => ok(&json!({"version": env!("CARGO_PKG_VERSION"), "protocol": VERSION})),
+            Call::Version => ok(&json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "protocol": VERSION,
+                "fast_path_sha256": ebpf::digest(ebpf::OBJECT),
+            })),
             Call::Plan { text } => ok(&self.plan(text).await?),
             Call::Apply { text } => ok(&self.apply(text).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,

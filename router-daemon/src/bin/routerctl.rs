@@ -240,6 +240,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 say(&format!("routerctl {own}"))?;
                 if let Ok(daemon) = &daemon {
                     say(&format!("routerd   {}", daemon["version"].as_str().unwrap_or("of an unknown version")))?;
+                    let object = daemon["fast_path_sha256"].as_str().unwrap_or("unknown");
+                    say(&format!("fast path, SHA-256 of its object: {object}"))?;
                 }
             }
             daemon.map(|_| ())

@@ -12,13 +12,13 @@ use config::Config;
 use mwan::state::RulesetState;
 use mwan::{KernelState, Step};
 use router_daemon::api::server::{self, Access, Core};
-use router_daemon::counters::CounterSource;
+use router_daemon::counters::{CounterSource, Counters};
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
-use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows};
+use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path};
 use router_daemon::reconcile::Reconciler;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -44,6 +44,9 @@ struct Arguments {
     /// What survives a restart: the socket of the API, the lock.
     #[arg(long, default_value = "/run/quadway")]
     run: PathBuf,
+    /// Where the fast path's programs and maps are pinned: on a BPF file system, which is mounted where there is none.
+    #[arg(long, default_value = "/sys/fs/bpf/quadway")]
+    bpf_dir: PathBuf,
 }
 
 const EXIT_CODES: &str = "\
@@ -57,6 +60,8 @@ Exit codes:
 
 Environment:
   QUADWAY_NFT  the nft program, at least 1.1.3 (default: `nft` on PATH)
+  QUADWAY_FAST_PATH_OBJECT
+               a file with the fast path's programs to load instead of those in this binary
   RUST_LOG     what is logged, such as `info` or `router_daemon=debug` (default: info)";
 
 fn main() -> ExitCode {
@@ -100,6 +105,7 @@ fn start(arguments: &Arguments) -> Result<(), Stop> {
     let runtime = runtime.context("cannot start the runtime").map_err(Stop::with(FAILED))?;
     runtime.block_on(async {
         let kernel = open(&arguments.run).await.map_err(Stop::with(UNFIT))?;
+        let kernel = kernel.with_fast_path(fast_path(arguments).map_err(Stop::with(FAILED))?);
         let foreign = Foreign::default();
         foreign.look().await.map_err(|error| Stop { code: UNFIT, error: error.into() })?;
         run(arguments, kernel, foreign).await.map_err(Stop::with(FAILED))
@@ -128,6 +134,14 @@ async fn open(run: &Path) -> Result<LinuxKernel> {
         .and_then(|socket| socket.set_mark(1))
         .context("routerd must run as root, or with CAP_NET_ADMIN and CAP_NET_RAW")?;
     LinuxKernel::open(run).await.context("cannot use nftables")
+}
+
+fn fast_path(arguments: &Arguments) -> Result<fast_path::Source> {
+    let object = match std::env::var_os("QUADWAY_FAST_PATH_OBJECT") {
+        Some(file) => fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?.into(),
+        None => ebpf::OBJECT.into(),
+    };
+    Ok(fast_path::Source { object, pins: arguments.bpf_dir.clone() })
 }
 
 async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -> Result<()> {
@@ -182,6 +196,10 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         Err(error) => warn!(%error, "denials are counted and not told: the packet log cannot be opened"),
     }
 
+    let fast_path = kernel.fast_path();
+    tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
+    tasks.spawn(fast_path.clone().tell_logs());
+
     let (reconciler, handle) = Reconciler::new(kernel);
     tasks.spawn(reconciler.run());
 
@@ -190,7 +208,10 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let journal = JournalFile::begin(&journals).inspect_err(|error| warn!(%error, "no journal is kept")).ok();
     let core = Core {
         asks: asks_tx,
-        counters: CounterSource::new(kernel::counters),
+        counters: CounterSource::new(move || {
+            let fast_path = fast_path.clone();
+            async move { Ok(Counters { fast_path: fast_path.read().await?, ..kernel::counters().await? }) }
+        }),
         denied,
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         foreign: Some(foreign),

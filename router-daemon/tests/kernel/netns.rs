@@ -9,19 +9,25 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
+use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs a test on a thread of its own, in a network namespace of its own, with a runtime of its own.
-/// It gets a directory that goes with it.
+/// Runs a test on a thread of its own, in network and mount namespaces of its own, with a runtime of its own.
+/// It gets a directory that goes with it; what the test mounts at `bpf` in there goes too.
 pub(crate) fn alone<F: Future<Output = ()>>(test: impl FnOnce(PathBuf) -> F + Send + 'static) {
     let body = move || {
-        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            println!("SKIP: no network namespace of our own: {error}");
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS) {
+            println!("SKIP: no namespaces of our own: {error}");
             return;
         }
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         ip("link set lo up");
         let run = tempfile::tempdir().unwrap();
         runtime().block_on(test(run.path().to_owned()));
+        let pins = run.path().join("bpf");
+        if pins.exists() {
+            umount(&pins).unwrap();
+        }
     };
     if let Err(panic) = thread::spawn(body).join() {
         resume_unwind(panic);
