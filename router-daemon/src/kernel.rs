@@ -17,6 +17,7 @@ use mwan::state::FlowClass;
 use mwan::{KernelState, Step};
 
 use self::burial::Burials;
+pub use self::conntrack::Tuple;
 use self::fast_path::FastPath;
 use self::netlink::{NETLINK_NETFILTER, Socket};
 use self::rtnl::Rtnl;

@@ -9,6 +9,7 @@ pub mod event_log;
 pub mod event_loop;
 #[cfg(test)]
 mod fixture;
+pub mod flows;
 pub mod kernel;
 pub mod metrics;
 pub mod probe;

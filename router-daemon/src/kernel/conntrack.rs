@@ -21,14 +21,14 @@ pub(crate) struct Flow {
     pub(crate) reply: Tuple,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tuple {
-    pub(crate) source: IpAddr,
-    pub(crate) destination: IpAddr,
-    pub(crate) protocol: u8,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tuple {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: u8,
     /// Zero where the protocol has none.
-    pub(crate) source_port: u16,
-    pub(crate) destination_port: u16,
+    pub source_port: u16,
+    pub destination_port: u16,
 }
 
 /// A flow, and by what the kernel finds it.
