@@ -1,10 +1,14 @@
 //! Golden packets: each goes through the programs in the kernel (`BPF_PROG_TEST_RUN`), and what comes out is compared
 //! byte by byte with a packet written from scratch, so that every checksum is one computed whole. Every verdict has
-//! its packets and its counter. Needs root; no interface is touched.
+//! its packets and its counter. What a test run cannot show goes over wires in a namespace. Needs root.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "the helpers of a test fail it, or say why they skip")]
 
 use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::Command;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use abi::{
     Bucket, Count, Denied, Flow, Handshake, Home, Key4, Key6, LineCount, OUTSIDE, Passive, PortKey, Rewrite, Settings,
@@ -12,10 +16,11 @@ use abi::{
 };
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use craft::{Address, Craft};
+use craft::{Address, Craft, internet_checksum};
 use ebpf::abi;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 
 #[path = "../programs/programs/src/craft.rs"]
 #[expect(unreachable_pub, reason = "in the library it is public")]
@@ -402,7 +407,7 @@ fn a_line_that_answers_nothing_is_told_of_once() {
         kernel.run(name::TC_LINE, &out(port));
     }
     assert_eq!(kernel.passive(), [], "too early");
-    std::thread::sleep(std::time::Duration::from_millis(60));
+    std::thread::sleep(Duration::from_millis(60));
     kernel.run(name::TC_LINE, &out(1));
     kernel.run(name::TC_LINE, &out(2));
     let records = kernel.passive();
@@ -437,6 +442,127 @@ fn segments_that_the_card_will_cut_need_only_fit_one_by_one() {
     }
 }
 
+/// Tags beside the frame, as only a real device makes them: in with tag 7, on with tag 30, out without any.
+#[test]
+fn tc_takes_tags_off_and_puts_them_on() {
+    on_wires(|kernel, [a0, b0, b1, c0], all| {
+        for (before, new) in [(TCP4, PUBLIC), (TCP6, PUBLIC6), (Craft { protocol: 17, payload: 1, ..TCP4 }, PUBLIC)] {
+            let before = Craft { tag: Some(7), ..before };
+            let between = Craft { tag: Some(30), source: new, ports: [61_000, before.ports[1]], ..before };
+            let after = Craft { tag: None, destination: before.source, ports: [61_000, 8_443], ..between };
+            let flow = |case: Case| case.flow.unwrap();
+            let first = Flow { in_port: a0, out_port: b0, ..flow(sent("", before, between, Rewrite::Source)) };
+            let second = Craft { to: FLOW.destination_mac, ..between };
+            let last = Flow { in_port: b1, out_port: c0, ..flow(sent("", second, after, Rewrite::Destination)) };
+            kernel.learn(&before, first);
+            kernel.learn(&second, last);
+            kernel.inject(a0, &before.bytes());
+            let expected = Craft { hops: 62, to: FLOW.destination_mac, from: FLOW.source_mac, ..after }.bytes();
+            assert!(heard(all, |frame| frame == expected).is_some(), "{before:?}");
+            assert_eq!([kernel.flow(&before).packets, kernel.flow(&second).packets], [1, 1]);
+        }
+    });
+}
+
+/// A checksum that the card is to end holds but the addresses: changing it as if it were whole would spoil the packet.
+#[test]
+fn a_checksum_that_is_not_ended_yet_comes_out_right() {
+    on_wires(|kernel, [a0, _, _, c0], all| {
+        // So the kernel ends it on the way out.
+        run("ethtool -K c0 tx off");
+        for (before, new, gateway) in
+            [(TCP4, PUBLIC, "10.3.0.9/24 198.51.100.7"), (TCP6, PUBLIC6, "2001:db8:3::9/64 2a02::abcd")]
+        {
+            let (own, server) = gateway.split_once(' ').unwrap();
+            run(&format!("ip addr add {own} dev a1{}", if v6(&before) { " nodad" } else { "" }));
+            run(&format!("ip route add {server} dev a1"));
+            run(&format!("ip neigh add {server} lladdr 02:00:00:00:00:01 dev a1"));
+            let before = Craft { protocol: 17, ..before };
+            let after = Craft { source: new, ports: [61_000, before.ports[1]], ..before };
+            let flow = sent("", before, after, Rewrite::Source).flow.unwrap();
+            kernel.learn(&before, Flow { in_port: a0, out_port: c0, ..flow });
+            let own = std::net::IpAddr::from_str(own.split('/').next().unwrap()).unwrap();
+            let socket = std::net::UdpSocket::bind((own, before.ports[0])).unwrap();
+            let server = std::net::IpAddr::from_str(server).unwrap();
+            socket.send_to(&[7; 20], (server, before.ports[1])).unwrap();
+            let ethernet = [&FLOW.destination_mac[..], &FLOW.source_mac, &before.bytes()[12..14]].concat();
+            let ours = |frame: &[u8]| frame.starts_with(&ethernet);
+            let frame = heard(all, ours).unwrap();
+            let (addresses, l4) = if v6(&before) { (22, 54) } else { (26, 34) };
+            assert_eq!(frame[addresses..l4], [new.bytes(), before.destination.bytes()].concat());
+            assert_eq!(frame[l4..][..2], 61_000_u16.to_be_bytes());
+            let length = u8::try_from(frame[l4..].len()).unwrap();
+            assert_ne!(frame[l4 + 6..][..2], [0, 0]);
+            assert_eq!(internet_checksum(&[&frame[addresses..], &[0, 17, 0, length]].concat()), 0, "{frame:02x?}");
+            assert!(v6(&before) || internet_checksum(&frame[14..34]) == 0);
+            assert_eq!(kernel.flow(&before).packets, 1);
+        }
+    });
+}
+
+/// In a namespace with three wires, `tc_port` at the beginning of the first and the end of the second, and a socket that
+/// hears everything. The namespace is the thread's and goes with it.
+fn on_wires(test: impl FnOnce(&mut Kernel, [u32; 4], &OwnedFd) + Send + 'static) {
+    if !is_root() {
+        return;
+    }
+    let ran = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let mut kernel = Kernel::load().unwrap();
+        for (port, peer) in [("a0", "a1"), ("b0", "b1"), ("c0", "c1")] {
+            run(&format!("ip link add {port} type veth peer name {peer}"));
+            run(&format!("ip link set {port} up"));
+            run(&format!("ip link set {peer} up"));
+        }
+        // Until the kernel has noticed that the wires are plugged in, it sends nothing.
+        let until = Instant::now() + Duration::from_secs(10);
+        while run("ip link show").matches("state UP").count() < 6 {
+            assert!(Instant::now() < until, "wires without a carrier");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let program: &mut SchedClassifier = kernel.ebpf.program_mut(name::TC_PORT).unwrap().try_into().unwrap();
+        for port in ["a0", "b1"] {
+            program.attach(port, TcAttachType::Ingress).unwrap();
+        }
+        let all = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll).unwrap();
+        let ports = ["a0", "b0", "b1", "c0"].map(|port| nix::net::if_::if_nametoindex(port).unwrap());
+        test(&mut kernel, ports, &all);
+    });
+    if let Err(panic) = ran.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The first frame on any wire that is `wanted`, for as long as two seconds.
+fn heard(all: &OwnedFd, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let mut frame = [0; 2048];
+        match recv(all.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+            Ok(length) if wanted(&frame[..length]) => return Some(frame[..length].to_vec()),
+            Ok(_) => {}
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    None
+}
+
+fn run(command: &str) -> String {
+    let (program, arguments) = command.split_once(' ').unwrap();
+    let out = Command::new(program).args(arguments.split(' ')).output().unwrap();
+    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        assert!(std::env::var_os("QUADWAY_MUST_RUN").is_none(), "this test must run, as root");
+        println!("skipped: not root");
+    }
+    root
+}
+
 struct Kernel {
     ebpf: Ebpf,
     denied: RingBuf<MapData>,
@@ -448,9 +574,7 @@ struct Kernel {
 impl Kernel {
     /// `None`, and why, where programs cannot be loaded.
     fn load() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var_os("QUADWAY_MUST_RUN").is_none(), "must run, and is not root");
-            println!("skipped: not root");
+        if !is_root() {
             return None;
         }
         let mut ebpf = EbpfLoader::new()
@@ -552,6 +676,17 @@ impl Kernel {
         let mut context = [0; SKB];
         context[SKB_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
         self.run_with(program, bytes, Some(&context))
+    }
+
+    /// Has a frame come in by a port: `xdp_port` finds that XDP cannot send it, and passes it to the kernel and TC.
+    fn inject(&mut self, port: u32, bytes: &[u8]) {
+        let end = u32::try_from(bytes.len()).unwrap();
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: Vec<u8> = [0, end, 0, port, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let attrs = TestRunAttrs::new().xdp_live_frames(1);
+        let options = TestRunOptions { data_in: Some(bytes), ctx_in: Some(&context), attrs, ..TestRunOptions::new() };
+        let program: &mut Xdp = self.ebpf.program_mut(name::XDP_PORT).unwrap().try_into().unwrap();
+        program.test_run(options).unwrap();
     }
 
     fn run_with(&mut self, program: &str, bytes: &[u8], context: Option<&[u8]>) -> (u32, Vec<u8>) {
