@@ -145,7 +145,7 @@ impl Programs {
     }
 
     /// The ids of the programs pinned under `directory`.
-    pub(crate) fn pinned(directory: &Path) -> io::Result<Vec<u32>> {
+    pub fn pinned(directory: &Path) -> io::Result<Vec<u32>> {
         let mut ids = Vec::new();
         for home in pins::other_programs(&pins::layout(directory), Path::new(""))? {
             for name in PROGRAMS {

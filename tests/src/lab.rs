@@ -207,7 +207,18 @@ impl Lab {
 
     /// Starts routerd in the lab; returns when it answers.
     pub fn start_router(&mut self) -> Result<()> {
+        let command = self.routerd()?;
+        self.start(command)
+    }
+
+    /// The same, with a variable in its environment.
+    pub fn start_router_with(&mut self, variable: &str, value: &str) -> Result<()> {
         let mut command = self.routerd()?;
+        command.env(variable, value);
+        self.start(command)
+    }
+
+    fn start(&mut self, mut command: Command) -> Result<()> {
         self.spawn("routerd", &mut command)?;
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
