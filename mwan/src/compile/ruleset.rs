@@ -286,6 +286,18 @@ impl Table<'_> {
         // Neighbour discovery belongs to the interface it is about, also when it is unicast to a gateway.
         own.push(format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-solicit, nd-router-advert }} accept"));
         own.push(restore);
+        // A reset for a segment that conntrack cannot place belongs to no flow; its source address tells the line.
+        for family in Family::ALL {
+            let lines = self.config.wans.values().flat_map(|wan| {
+                let own = wan.addressing.addresses.iter().map(IpNet::addr).filter(|own| Family::of(*own) == family);
+                own.map(|own| format!("{own} : {}", wan.id.mark()))
+            });
+            let lines: Vec<_> = lines.collect();
+            if !lines.is_empty() {
+                let ip = keyword(family);
+                own.push(format!("ct state invalid meta mark set {ip} saddr map {{ {} }} accept", lines.join(", ")));
+            }
+        }
         own.extend(stay);
         if let Some(policy) = self.config.router.own_policy.as_ref().and_then(|name| self.config.policies.get(name)) {
             own.push(format!("goto {}", choice(policy.id)));
