@@ -18,6 +18,9 @@ pub enum Event {
     Config(Arc<Config>),
     /// The links, as they are as a whole after something about them changed.
     Links(Links),
+    /// The kernel was made what was wanted, for the first time since start: from here on probes find their way, and
+    /// what answers them is known.
+    InForce,
     /// The kernel's view of a gateway's neighbour entry changed: `Some` MAC when it resolves.
     Neighbour { wan: WanId, family: Family, mac: Option<[u8; 6]> },
     /// A probe was answered.

@@ -110,6 +110,7 @@ pub enum What {
         digest: String,
     },
     Links,
+    InForce,
     Neighbour,
     Reply {
         wan: WanId,
@@ -158,6 +159,7 @@ impl Teller {
             }
             (None, Event::Config(config)) => What::Config { site: config.site.clone(), digest: config.digest.clone() },
             (None, Event::Links(_)) => What::Links,
+            (None, Event::InForce) => What::InForce,
             (None, Event::Neighbour { .. }) => What::Neighbour,
             (None, Event::Reply(Reply { wan, target, seq, outcome })) => What::Reply { wan, target, seq, outcome },
             (None, Event::Silence { wan, flows, span, .. }) => What::Silence { wan, flows, span },
@@ -300,6 +302,7 @@ impl Line<Router> {
             Event::Timeout => {}
             Event::Config(_)
             | Event::Links(_)
+            | Event::InForce
             | Event::Neighbour { .. }
             | Event::Silence { .. }
             | Event::Traffic(_)
@@ -370,7 +373,7 @@ fn digest(decision: &Decision) -> String {
     format!("{hash:016x}")
 }
 
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 fn replay_same(entries: Vec<(usize, Line<Router>)>) -> ReplayReport {
     let (mut router, mut run, mut zero) = (Router::new(), None, 0);
@@ -526,7 +529,7 @@ impl Rerun {
                 let report = Event::Traffic(report.collect());
                 self.handle(&report, t);
             }
-            Event::Links(_) | Event::Request(_) => self.handle(event, t),
+            Event::Links(_) | Event::InForce | Event::Request(_) => self.handle(event, t),
             Event::Config(_) | Event::Reply(_) | Event::Timeout => {}
         }
     }

@@ -39,6 +39,8 @@ pub struct Router {
     config: Option<Arc<Config>>,
     /// `None` until the first [`Event::Links`]: nothing is known of any carrier.
     links: Option<Links>,
+    /// Nothing is probed before that.
+    in_force: bool,
     #[serde(with = "crate::state::as_pairs")]
     lines: BTreeMap<(WanId, Family), Line>,
     #[serde(with = "crate::state::as_pairs")]
@@ -95,6 +97,11 @@ impl Router {
                 self.links = Some(links.clone());
                 self.follow_carriers(now);
                 true
+            }
+            Event::InForce => {
+                self.in_force = true;
+                self.follow_carriers(now);
+                false
             }
             Event::Neighbour { wan, family, mac } => {
                 notices.extend(self.neighbour(*wan, *family, *mac));
@@ -193,14 +200,14 @@ impl Router {
 
     /// What a router that begins at this moment has to be told, beside a config, to stand where this one does.
     pub fn facts(&self) -> Vec<Event> {
-        let links = self.links.clone().map(Event::Links);
+        let links = self.links.clone().map(Event::Links).into_iter().chain(self.in_force.then_some(Event::InForce));
         let neighbours = self.macs.iter().map(|((wan, family), mac)| Event::Neighbour {
             wan: *wan,
             family: *family,
             mac: Some(*mac),
         });
         let drained = self.drained.iter().map(|wan| Event::Request(Request::Drain { wan: wan.clone() }));
-        links.into_iter().chain(neighbours).chain(drained).collect()
+        links.chain(neighbours).chain(drained).collect()
     }
 
     pub fn config(&self) -> Option<&Arc<Config>> {
@@ -304,6 +311,9 @@ impl Router {
     /// Starts and stops monitors by what the links say.
     fn follow_carriers(&mut self, now: Time) {
         let Some(links) = &self.links else { return };
+        if !self.in_force {
+            return;
+        }
         for line in self.lines.values_mut() {
             if links.has_carrier(&line.wan.interface) {
                 line.monitor.start(now);

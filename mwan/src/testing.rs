@@ -211,6 +211,7 @@ impl World {
     pub(crate) fn begin(&mut self) {
         self.handle(&Event::Config(Arc::new(self.config.clone())));
         self.tell_links();
+        self.handle(&Event::InForce);
     }
 
     pub(crate) fn router(&self) -> &Router {

@@ -107,6 +107,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         site,
         journal,
         tasks,
+        in_force: false,
         watchdog: Watchdog::new(),
     };
 
@@ -169,6 +170,8 @@ struct Core {
     site: Site,
     journal: Option<JournalFile>,
     tasks: JoinSet<()>,
+    /// The router was told that the kernel is as wanted.
+    in_force: bool,
     watchdog: Watchdog,
 }
 

@@ -635,6 +635,8 @@ fn an_answer_in_time_that_is_delivered_late_is_an_answer() {
     let start = Time::from_micros(5);
     router.handle(&Event::Config(Arc::new(config)), start);
     router.handle(&Event::Links(world.router().links.clone().unwrap()), start);
+    assert_eq!(router.poll_probe(start), None, "the kernel would not know where it goes, nor what answers it");
+    router.handle(&Event::InForce, start);
     let probe = router.poll_probe(start).unwrap();
     // The daemon slept for a second; the reply had been waiting in its socket.
     let outcome = Outcome::Answered { rtt: ms(20) };

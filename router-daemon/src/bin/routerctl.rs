@@ -381,6 +381,7 @@ fn journal_line(line: &JournalLine) -> String {
             Some(format!("line {wan} brought nothing back to {flows} flows for {} ms", span.as_millis()))
         }
         What::Traffic => Some("the lines' traffic was compared".to_owned()),
+        What::InForce => Some("the kernel has the configuration; probing begins".to_owned()),
         What::Links => Some("links changed".to_owned()),
         What::Neighbour => Some("a gateway was seen".to_owned()),
         What::Timeout { probes: 0 } => Some("a deadline passed".to_owned()),

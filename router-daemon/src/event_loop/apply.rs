@@ -159,6 +159,9 @@ impl Core {
     pub(super) fn progressed(&mut self, progress: &Progress) {
         if progress.passes > 0 {
             self.watchdog.ready();
+            if !std::mem::replace(&mut self.in_force, true) {
+                self.event(&Event::InForce);
+            }
         }
         let started = |starting: &mut Starting| progress.serial >= starting.serial && progress.passes > 0;
         if progress.failures.is_empty()
