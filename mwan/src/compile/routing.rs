@@ -92,6 +92,10 @@ pub(super) fn sysctls(config: &Config, links: &BTreeMap<IfName, Link>) -> BTreeM
     for hook in ["iptables", "ip6tables", "arptables"] {
         set(format!("net/bridge/bridge-nf-call-{hook}"), "0");
     }
+    if config.fast_path.is_some() {
+        // Conntrack does not see what the fast path forwards: sequence numbers run ahead of it.
+        set("net/netfilter/nf_conntrack_tcp_be_liberal".to_owned(), "1");
+    }
     set("net/ipv4/ip_forward".to_owned(), "1");
     set("net/ipv6/conf/all/forwarding".to_owned(), "1");
     for (name, link) in links {
