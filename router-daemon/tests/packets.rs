@@ -1,5 +1,5 @@
 //! Random small sites on the real kernel, and random packets through them: what arrives, and what is counted, is what
-//! `matrix::verdict` says. For the cases nobody thought of; everything follows from a seed, and a failure tells it.
+//! `matrix::verdict` says, with the programs at the ports and without. For the cases nobody thought of; everything follows from a seed, and a failure tells it.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,9 +23,10 @@ use config::Config;
 use config::units::Family;
 use mwan::decide::Decision;
 use mwan::matrix::{Packet, Protocol, Reason, Verdict, Zone, verdict};
-use mwan::state::{BUCKETS, BucketKey, Buckets, Slot};
+use mwan::state::{BUCKETS, BucketKey, Buckets, Slot, ZoneId};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket};
+use router_daemon::kernel::fast_path::{Source, Watcher};
 use router_daemon::kernel::watch::{Change, Watch};
 use router_daemon::kernel::{Kernel, LinuxKernel, counters};
 use socket2::{Domain, Socket, Type};
@@ -35,18 +36,20 @@ use netns::{Room, alone, ip};
 #[test]
 fn random_packets_through_random_sites_fare_as_the_matrix_says() {
     for seed in 1..=SITES {
-        alone(move |run| async move { agrees(seed, &run).await });
+        for fast_path in [false, true] {
+            alone(move |run| async move { agrees(seed, fast_path, &run).await });
+        }
     }
 }
 
-async fn agrees(seed: u64, run: &Path) {
+async fn agrees(seed: u64, fast_path: bool, run: &Path) {
     let mut dice = Dice(seed);
     let text = site(&mut dice);
     let config = config::parse("site.toml", &text).unwrap_or_else(|problems| panic!("seed {seed}: {problems}")).config;
-    let Some(world) = World::build(&config, run).await else { return };
+    let Some(world) = World::build(&config, fast_path, run).await else { return };
     let packets = packets(&mut dice, &config);
     let mut fates: Vec<_> = packets.iter().map(|packet| Fate::of(&config, packet)).collect();
-    let before = counted().await;
+    let before = world.counted(&config).await;
     let mut seen = BTreeSet::new();
     for (number, packet) in packets.iter().enumerate() {
         world.send(number, packet);
@@ -80,9 +83,21 @@ async fn agrees(seed: u64, run: &Path) {
         }
     }
     let passed = fates.iter().filter(|fate| fate.verdict.allowed).count();
-    println!("seed {seed}: {passed} of {} packets are allowed", packets.len());
+    println!("seed {seed}, fast path {fast_path}: {passed} of {} packets are allowed", packets.len());
     assert!(wrong.is_empty(), "seed {seed}: {} packets are wrong:\n{}\n{text}", wrong.len(), wrong.join("\n"));
-    assert_eq!(counted().await, counts, "seed {seed}: the counters differ\n{text}");
+    let mut counted = world.counted(&config).await;
+    if fast_path {
+        (counted, counts) = (by_source(counted), by_source(counts));
+        // What no ruleset counts, because the kernel's routing ends it, the programs may have met before.
+        for (packet, _) in packets.iter().zip(&fates).filter(|(_, fate)| fate.is_unrouted()) {
+            let Zone::Vlan(vlan) = &packet.from else { continue };
+            let name = format!("refused {}", config.vlans[vlan].interface);
+            if counts.get(&name) < counted.get(&name) {
+                *counts.entry(name).or_default() += 1;
+            }
+        }
+    }
+    assert_eq!(counted, counts, "seed {seed}: the counters differ\n{text}");
     assert!((1..packets.len()).contains(&passed), "seed {seed} proves nothing");
 }
 
@@ -113,7 +128,7 @@ impl Fate {
                 Some(format!("denied {from} {to}"))
             }
             Reason::NoInput { .. } => Some(format!("denied_in {from}")),
-            Reason::Spoofed { .. } => Some(format!("spoofed {from}")),
+            Reason::Spoofed { .. } => Some(format!("spoofed {}", line(&from))),
             // The kernel's own routing ends the last kind.
             Reason::Own
             | Reason::SameSegment { .. }
@@ -123,20 +138,44 @@ impl Fate {
         };
         Self { verdict, place, counter }
     }
+
+    fn is_unrouted(&self) -> bool {
+        matches!(self.verdict.reason, Reason::NotRouted { .. })
+    }
+}
+
+/// Of a packet that is denied for two reasons the programs and the ruleset may name different ones.
+fn by_source(counts: BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for (name, count) in counts {
+        let name = match name.split(' ').collect::<Vec<_>>().as_slice() {
+            ["denied" | "spoofed", from, ..] => format!("refused {}", line(from)),
+            _ => name,
+        };
+        *sums.entry(name).or_default() += count;
+    }
+    sums
+}
+
+/// Which line it is, the counters of the fast path do not tell.
+fn line(interface: &str) -> &str {
+    if interface.starts_with('w') { "w" } else { interface }
 }
 
 /// The counters of the kernel under the names [`Fate`] gives them.
-async fn counted() -> BTreeMap<String, u64> {
+async fn of_the_ruleset() -> BTreeMap<String, u64> {
     let counters = counters().await.unwrap();
     let mut counted = BTreeMap::new();
-    let out = |name: &str| if name.starts_with('w') { "w".to_owned() } else { name.to_owned() };
     for (what, pairs) in [("denied", counters.denied), ("allowed", counters.allowed), ("invalid", counters.invalid)] {
         for ((from, to), count) in pairs {
-            *counted.entry(format!("{what} {from} {}", out(to.as_str()))).or_default() += count.packets;
+            *counted.entry(format!("{what} {from} {}", line(to.as_str()))).or_default() += count.packets;
         }
     }
-    for (what, singles) in [("denied_in", counters.denied_input), ("spoofed", counters.spoofed)] {
-        counted.extend(singles.into_iter().map(|(from, count)| (format!("{what} {from}"), count.packets)));
+    for (from, count) in counters.denied_input {
+        counted.insert(format!("denied_in {from}"), count.packets);
+    }
+    for (from, count) in counters.spoofed {
+        *counted.entry(format!("spoofed {}", line(from.as_str()))).or_default() += count.packets;
     }
     counted
 }
@@ -148,10 +187,11 @@ struct World {
     ports: BTreeMap<String, (OwnedFd, [u8; 6])>,
     /// Hear what the router itself is given.
     router: Vec<Socket>,
+    fast_path: Option<Watcher>,
 }
 
 impl World {
-    async fn build(config: &Config, run: &Path) -> Option<Self> {
+    async fn build(config: &Config, fast_path: bool, run: &Path) -> Option<Self> {
         let mut kernel = LinuxKernel::open(run).await.inspect_err(|error| println!("SKIP: {error}")).ok()?;
         // An address is one at once.
         std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
@@ -164,11 +204,18 @@ impl World {
                 ip(&format!("link set {port} up"));
             });
         }
-        let Change::Links(links) = Watch::open().unwrap().next().await.unwrap() else { panic!("links come first") };
-        let want = mwan::compile::compile(config, &everything_is_up(config), &links);
-        for step in kernel.observe(&want).await.unwrap().plan_to(&want) {
-            kernel.apply(&step).await.unwrap();
+        if fast_path {
+            kernel = kernel.with_fast_path(Source { object: ebpf::OBJECT.into(), pins: run.join("bpf") });
         }
+        // Once to make the bridges, once more with their MACs.
+        for _ in 0..2 {
+            let Change::Links(links) = Watch::open().unwrap().next().await.unwrap() else { panic!("links come first") };
+            let want = mwan::compile::compile(config, &everything_is_up(config), &links);
+            for step in kernel.observe(&want).await.unwrap().plan_to(&want) {
+                kernel.apply(&step).await.unwrap();
+            }
+        }
+        let watcher = fast_path.then(|| kernel.fast_path());
         let lladdr = FAR.map(|byte| format!("{byte:02x}")).join(":");
         for vlan in VLANS {
             for host in HOSTS {
@@ -200,7 +247,29 @@ impl World {
                 socket
             })
         });
-        Some(Self { _room: room, ports: ports.into(), router: router.collect() })
+        Some(Self { _room: room, ports: ports.into(), router: router.collect(), fast_path: watcher })
+    }
+
+    /// What the ruleset and the programs at the ports counted.
+    async fn counted(&self, config: &Config) -> BTreeMap<String, u64> {
+        let mut counted = of_the_ruleset().await;
+        let Some(watcher) = &self.fast_path else { return counted };
+        let early = watcher.read().await.unwrap();
+        assert!(early.on, "{early:?}");
+        let zones = mwan::compile::zones(config);
+        let interface = |id: ZoneId| {
+            let vlan = zones.iter().find(|(_, zone)| **zone == id);
+            vlan.map_or("w".to_owned(), |(name, _)| config.vlans[*name].interface.to_string())
+        };
+        for ((from, to), count) in early.denied {
+            let name = if from == to {
+                format!("spoofed {}", interface(from))
+            } else {
+                format!("denied {} {}", interface(from), interface(to))
+            };
+            *counted.entry(name).or_default() += count.packets;
+        }
+        counted
     }
 
     fn send(&self, number: usize, packet: &Packet) {
@@ -269,7 +338,8 @@ fn site(dice: &mut Dice) -> String {
             text,
             "[wan.wan{wan}]\ninterface = \"w{wan}\"\naddresses = [\"203.0.{wan}.2/24\", \"2001:db8:f{wan}::2/64\"]\n\
              gateway = \"203.0.{wan}.1\"\ngateway6 = \"2001:db8:f{wan}::1\"\n\
-             probe = {{ targets = [\"icmp 192.0.2.1\"] }}\ninput = [{input}]"
+             probe = {{ targets = [\"icmp 192.0.2.1\"] }}\ninput = [{input}]\nbogons = {}",
+            dice.below(3) == 0
         )
         .unwrap();
     }

@@ -292,6 +292,7 @@ mod tests {
             (None, Home::Host(from), _) if from != zone.zone => true,
             (None, Home::Host(from), Home::Host(to)) => path.denied.contains(&(from, to)),
             (None, Home::Host(from), Home::Bogon) => path.denied.contains(&(from, ZoneId::OUTSIDE)),
+            (None, Home::Leave, Home::Host(to)) => path.denied.contains(&(zone.zone, to)),
             (_, Home::Leave, _) | (None, Home::Host(_), Home::Leave) => false,
         }
     }
