@@ -489,6 +489,57 @@ mod tests {
     }
 
     #[test]
+    fn what_was_dropped_at_its_port_is_told_like_the_rest() {
+        // Zones by the order of names: compute, dev.
+        let ip = |last: [u8; 4]| std::array::from_fn(|n| last.get(n).copied().unwrap_or(0));
+        let record = |verdict: abi::Verdict, from, to, source, destination| abi::Denied {
+            at: 0,
+            port: 3,
+            verdict: verdict as u32,
+            source: ip(source),
+            destination: ip(destination),
+            source_port: [4, 0],
+            destination_port: [0, 22],
+            vlan: 0,
+            from,
+            to,
+            length: 60,
+            protocol: 6,
+            family: 4,
+            _0: [0; 2],
+        };
+        let (dev, compute, far) = ([10, 10, 50, 7], [10, 10, 60, 3], [192, 0, 2, 1]);
+        for (record, told) in [
+            (
+                record(abi::Verdict::DeniedPair, 2, 1, dev, compute),
+                "dev/dev1 -> compute/worker3 tcp/22: default deny (built in)",
+            ),
+            (
+                record(abi::Verdict::DeniedPair, 2, 0, dev, far),
+                "dev/dev1 -> internet/192.0.2.1 tcp/22: dev may not use the Internet (line 12)",
+            ),
+            (
+                record(abi::Verdict::Spoofed, 2, 2, compute, far),
+                "dev/worker3 -> internet/192.0.2.1 tcp/22: 10.10.60.3 is not an address of dev (line 10)",
+            ),
+            (
+                record(abi::Verdict::Bogon, 0, 0, far, dev),
+                "wan1/192.0.2.1 -> dev/dev1 tcp/22: 192.0.2.1 cannot come from there (built in)",
+            ),
+            (
+                record(abi::Verdict::TooManyNew, 0, 2, far, dev),
+                "wan1/192.0.2.1 -> dev/dev1 tcp/22: opens too many connections at once (built in)",
+            ),
+        ] {
+            let port = "wan1".parse().ok();
+            let denied = name_early(&fixture::config(), &record, port, SystemTime::UNIX_EPOCH).unwrap();
+            assert_eq!(denied.to_string(), told);
+        }
+        let passed = record(abi::Verdict::NoFlow, 2, 1, dev, compute);
+        assert_eq!(name_early(&fixture::config(), &passed, None, SystemTime::UNIX_EPOCH), None);
+    }
+
+    #[test]
     fn what_is_not_ours_or_not_ip_is_passed_over() {
         for (prefix, payload) in [("other", packet::tests::ipv4(6, &[])), ("qw forward", vec![1, 2, 3])] {
             let logged = Logged { prefix: prefix.into(), in_interface: None, out_interface: None, payload };

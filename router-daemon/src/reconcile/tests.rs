@@ -88,7 +88,7 @@ async fn a_port_that_is_missing_does_not_stop_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forwarding_stays_shut_while_the_ruleset_does_not_load() {
+async fn forwarding_stays_shut_and_the_ports_as_they_are_while_the_ruleset_does_not_load() {
     let want = site();
     let fake = FakeKernel::new(ports());
     fake.refuse(|step| matches!(step, Step::LoadRuleset { .. }).then_some(ErrorKind::InvalidInput));
@@ -98,6 +98,7 @@ async fn forwarding_stays_shut_while_the_ruleset_does_not_load() {
     assert_eq!(progress.failures.len(), 1);
     assert_eq!(fake.state().sysctls.get("net/ipv4/ip_forward"), None);
     assert_eq!(fake.state().ruleset, RulesetState::Unknown);
+    assert!(want.fast_path.is_some() && fake.state().fast_path.is_none());
 }
 
 #[tokio::test(start_paused = true)]
