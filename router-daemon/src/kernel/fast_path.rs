@@ -68,7 +68,7 @@ impl Watcher {
         Self { seen: Arc::default(), loads: watch::Sender::new(0) }
     }
 
-    /// Changes whenever there are other rings to read; the folder of their pins.
+    /// Changes whenever the programs were loaded or adopted: there may be other maps to open.
     pub fn loads(&self) -> watch::Receiver<u64> {
         self.loads.subscribe()
     }
