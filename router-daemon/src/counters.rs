@@ -11,6 +11,8 @@ use config::units::{Family, IfName, WanId};
 use mwan::state::{PortMode, ZoneId, as_pairs};
 use serde::{Deserialize, Serialize};
 
+use crate::flows::Carried;
+
 /// Counted since our table was first loaded. A pair is the interface a packet came in by and the one it would
 /// have left by.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,19 @@ pub struct FastCount {
     /// From one zone to another; what a zone sent itself is what it spoofed.
     #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub denied: BTreeMap<(ZoneId, ZoneId), Count>,
+    #[serde(default)]
+    pub fed: Fed,
+}
+
+/// What the feeder of the cache has done since the fast path went on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fed {
+    /// By line; `None` is between VLANs. Conntrack's own counts lack this.
+    #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub carried: BTreeMap<(Option<WanId>, Family), Carried>,
+    /// How often conntrack had more to tell than was taken: those flows took the kernel's path until the next listing.
+    pub overruns: u64,
+    pub listings: u64,
 }
 
 /// Where packets of a port meet the fast path.

@@ -18,7 +18,7 @@ use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, Wa
 use mwan::state::{PortMode, ZoneId};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters, FastCount, FastPort};
+use crate::counters::{Count, Counters, FastCount, FastPort, Fed};
 use crate::event_log::{self, Denied, Logged, packet};
 
 pub(crate) fn config() -> Config {
@@ -231,6 +231,7 @@ pub(crate) fn counters() -> Counters {
                 ((ZoneId(2), ZoneId::OUTSIDE), Count { packets: 4, bytes: 240 }),
                 ((ZoneId(2), ZoneId(2)), Count { packets: 2, bytes: 120 }),
             ]),
+            fed: Fed::default(),
         },
     }
 }

@@ -28,6 +28,7 @@ mod conntrack;
 mod elements;
 pub mod fake;
 pub mod fast_path;
+pub mod feeder;
 pub mod foreign;
 mod kick;
 mod links;
@@ -110,6 +111,7 @@ impl LinuxKernel {
             Step::AddRule(rule) => routing::add_rule(rtnl, rule).await,
             Step::LoadRuleset { ruleset, buckets, dead } => {
                 // What other rules allowed is judged again.
+                self.fast_path.watcher().close(dead.iter().copied().collect());
                 self.fast_path.bump_all();
                 self.burials.keep(dead);
                 self.table.load(ruleset, buckets, dead).await
@@ -121,7 +123,9 @@ impl LinuxKernel {
             }
             Step::Revive(class) => {
                 self.burials.stop(*class);
-                self.table.remove_dead(*class)
+                self.table.remove_dead(*class)?;
+                self.fast_path.watcher().reopen(*class);
+                Ok(())
             }
             Step::SetBuckets { key, buckets } => self.table.set_buckets(key, buckets),
             Step::Bury(classes) => {
@@ -142,6 +146,7 @@ impl Kernel for LinuxKernel {
         let rtnl = &mut self.rtnl;
         let links = read("links", links::Table::read(rtnl).await)?;
         let table = read("the nft table", self.table.observe())?;
+        self.fast_path.watcher().close(table.dead.iter().copied().collect());
         Ok(KernelState {
             links: links.observed(want),
             addresses: read("addresses", routing::addresses(rtnl, &links).await)?,

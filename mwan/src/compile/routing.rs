@@ -95,6 +95,8 @@ pub(super) fn sysctls(config: &Config, links: &BTreeMap<IfName, Link>) -> BTreeM
     if config.fast_path.is_some() {
         // Conntrack does not see what the fast path forwards: sequence numbers run ahead of it.
         set("net/netfilter/nf_conntrack_tcp_be_liberal".to_owned(), "1");
+        // Of its end, too, conntrack must tell whoever cached it.
+        set("net/netfilter/nf_conntrack_events".to_owned(), "1");
     }
     set("net/ipv4/ip_forward".to_owned(), "1");
     set("net/ipv6/conf/all/forwarding".to_owned(), "1");

@@ -18,7 +18,7 @@ use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
-use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path};
+use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, feeder};
 use router_daemon::reconcile::Reconciler;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -199,6 +199,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let fast_path = kernel.fast_path();
     tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
     tasks.spawn(fast_path.clone().tell_logs());
+    feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
 
     let (reconciler, handle) = Reconciler::new(kernel);
     tasks.spawn(reconciler.run());

@@ -13,6 +13,7 @@ use config::units::{Family, WanId};
 use ebpf::MapError;
 use ebpf::abi;
 use mwan::state::FlowClass;
+use serde::{Deserialize, Serialize};
 
 use super::{Entry, Key, Topology, Tracked, entries};
 use crate::counters::Count;
@@ -56,7 +57,7 @@ pub struct Book {
 /// By line, `None` between VLANs.
 pub type Counts = BTreeMap<(Option<WanId>, Family), Carried>;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carried {
     /// In the cache.
     pub flows: u64,
@@ -88,6 +89,15 @@ impl Book {
 
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
+    }
+
+    pub fn knows(&self, tuple: &Tuple) -> bool {
+        self.records.contains_key(tuple)
+    }
+
+    /// The keys of all entries.
+    pub fn keys(&self) -> HashSet<Key> {
+        self.records.values().filter_map(|record| record.written).flatten().map(|one| one.entry.key).collect()
     }
 
     pub fn tuples(&self) -> Vec<Tuple> {

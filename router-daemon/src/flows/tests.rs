@@ -121,7 +121,7 @@ fn the_topology_is_made_of_config_and_links() {
         link(6, "elsewhere", Some(20), None),
         link(20, vlan.interface.as_str(), None, None),
     ];
-    let topology = Topology::new(&config, &links, |port| port != 6);
+    let topology = Topology::new(&config, &links, [1, 3, 4].into());
     assert_eq!(topology.lines.keys().copied().collect::<Vec<_>>(), [wan.id]);
     assert_eq!(topology.lines[&wan.id].port, 1);
     assert_eq!(topology.lans.iter().map(|lan| lan.bridge).collect::<Vec<_>>(), [20]);
@@ -133,7 +133,7 @@ fn the_topology_is_made_of_config_and_links() {
     assert!(topology.own.contains(&vlan.addresses[0].addr()));
 
     links[0].works = false;
-    assert!(Topology::new(&config, &links, |_| true).lines.is_empty());
+    assert!(Topology::new(&config, &links, [1, 3, 4].into()).lines.is_empty());
 }
 
 #[test]
@@ -346,6 +346,7 @@ fn topology() -> Topology {
     Topology {
         lines: BTreeMap::from([(WanId::new(1).unwrap(), line)]),
         lans: vec![lan(20, "10.10.50.0/24"), lan(21, "10.10.60.0/24")],
+        attached: [1, 3, 4].into(),
         ports: BTreeMap::from([(3, Port { port: 3, vlan: 50, mtu: 1500 }), (4, Port { port: 4, vlan: 0, mtu: 1500 })]),
         own: ["10.10.50.1", "10.10.60.1", "203.0.113.2"].map(ip).into(),
         neighbours: BTreeMap::from([

@@ -30,6 +30,8 @@ pub struct Link {
 pub struct Topology {
     pub lines: BTreeMap<WanId, Line>,
     pub lans: Vec<Lan>,
+    /// The ports that forward.
+    pub attached: BTreeSet<u32>,
     /// By the index of the bridge's member.
     pub ports: BTreeMap<u32, Port>,
     /// The router's own addresses.
@@ -86,13 +88,15 @@ pub(super) struct Spot {
 
 impl Topology {
     /// Without neighbours. Only `attached` ports forward.
-    pub fn new(config: &Config, links: &[Link], attached: impl Fn(u32) -> bool) -> Self {
+    pub fn new(config: &Config, links: &[Link], attached: BTreeSet<u32>) -> Self {
         let named = |name: &str| links.iter().find(|link| link.name == name && link.works);
         let mut topology = Self::default();
         for wan in config.wans.values() {
             let nets = &wan.addressing.addresses;
             topology.own.extend(nets.iter().map(IpNet::addr));
-            let Some(link) = named(wan.interface.as_str()).filter(|link| attached(link.index)) else { continue };
+            let Some(link) = named(wan.interface.as_str()).filter(|link| attached.contains(&link.index)) else {
+                continue;
+            };
             let Some(mac) = link.mac else { continue };
             let gateway = |family| Some((family, wan.gateway(family)?));
             let line = Line {
@@ -114,10 +118,11 @@ impl Topology {
         }
         for link in links.iter().filter(|link| link.works && link.master.is_some()) {
             let (port, vlan) = link.tagged.unwrap_or((link.index, 0));
-            if attached(port) {
+            if attached.contains(&port) {
                 topology.ports.insert(link.index, Port { port, vlan, mtu: short(link.mtu) });
             }
         }
+        topology.attached = attached;
         topology
     }
 

@@ -8,7 +8,8 @@ use config::units::{Family, Mark, WanId};
 use mwan::state::FlowClass;
 use nix::errno::Errno;
 
-use super::netlink::{Attributes, Message, Received, Socket, af, done_if, family_of, ip};
+use super::netlink::{Attributes, Message, Received, Socket, af, done_if, errno, family_of, ip};
+use crate::flows::Tracked;
 
 /// A tracked flow, both ways.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +115,66 @@ pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple, Tuple) 
     Ok(flows.len() as u64)
 }
 
+/// Every flow that the fast path may be about.
+pub(crate) fn tracked_flows(socket: &mut Socket) -> io::Result<Vec<Tracked>> {
+    let all = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0]);
+    let mut flows = Vec::new();
+    // What a table in motion hides this time is missed until the next.
+    socket.dump_into(all, |message| flows.extend(tracked(&message).filter(Tracked::is_settled)))?;
+    Ok(flows)
+}
+
+/// What an event or an answer says of a flow.
+pub(crate) fn tracked(message: &Received) -> Option<Tracked> {
+    let attributes = message.attributes(NFGENMSG);
+    Some(Tracked {
+        id: attributes.be32(CTA_ID)?,
+        original: tuple(attributes.nested(CTA_TUPLE_ORIG))?,
+        reply: tuple(attributes.nested(CTA_TUPLE_REPLY))?,
+        // A mark of 0 is left out.
+        mark: Mark(attributes.be32(CTA_MARK).unwrap_or_default()),
+        status: attributes.be32(CTA_STATUS).unwrap_or_default(),
+        tcp_state: attributes.nested(CTA_PROTOINFO).nested(CTA_PROTOINFO_TCP).u8(CTA_PROTOINFO_TCP_STATE),
+        helped: attributes.get(CTA_HELP).is_some(),
+        zoned: attributes.get(CTA_ZONE).is_some(),
+    })
+}
+
+/// The flow that an event says is gone, and its id.
+pub(crate) fn ended(message: &Received) -> Option<(Tuple, u32)> {
+    let attributes = message.attributes(NFGENMSG);
+    let is_end = message.kind == kind(IPCTNL_MSG_CT_DELETE);
+    let ended = || Some((tuple(attributes.nested(CTA_TUPLE_ORIG))?, attributes.be32(CTA_ID)?));
+    if is_end { ended() } else { None }
+}
+
+/// Gives a flow so many seconds more, as a packet of it would. `false`: there is no such flow.
+pub(crate) fn keep(socket: &mut Socket, flow: &Tuple, seconds: u32) -> io::Result<bool> {
+    let (v4, v6) = ([CTA_IP_V4_SRC, CTA_IP_V4_DST], [CTA_IP_V6_SRC, CTA_IP_V6_DST]);
+    let kinds = if flow.source.is_ipv4() { v4 } else { v6 };
+    let address = |message: Message, kind, address| match address {
+        IpAddr::V4(address) => message.attr(kind, &address.octets()),
+        IpAddr::V6(address) => message.attr(kind, &address.octets()),
+    };
+    let tuple = |message: Message| {
+        let addresses = |message| address(address(message, kinds[0], flow.source), kinds[1], flow.destination);
+        message.nest(CTA_TUPLE_IP, addresses).nest(CTA_TUPLE_PROTO, |message| {
+            message
+                .attr(CTA_PROTO_NUM, &[flow.protocol])
+                .attr(CTA_PROTO_SRC_PORT, &flow.source_port.to_be_bytes())
+                .attr(CTA_PROTO_DST_PORT, &flow.destination_port.to_be_bytes())
+        })
+    };
+    let message = Message::new(kind(IPCTNL_MSG_CT_NEW), 0, &[af(Family::of(flow.source)), NFNETLINK_V1, 0, 0])
+        .nest(CTA_TUPLE_ORIG, tuple)
+        .be32(CTA_TIMEOUT, seconds);
+    match socket.ask(message) {
+        Ok(_) => Ok(true),
+        Err(error) if errno(&error) == Some(Errno::ENOENT as i32) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn of_class(message: u16, class: FlowClass) -> Message {
     // The kernel reads the family of a deletion only from messages of version 1.
     Message::new(kind(message), 0, &[af(class.family), NFNETLINK_V1, 0, 0])
@@ -163,13 +224,21 @@ const NFGENMSG: usize = 4;
 const NLA_F_NESTED: u16 = 1 << 15;
 const NFNETLINK_V1: u8 = 1;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_HELP: u16 = 5;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
 const CTA_MARK_MASK: u16 = 21;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use tracing::{debug, warn};
 
 use super::aside;
 use super::links::Table;
-use crate::counters::{Count, FastCount, FastPort};
+use crate::counters::{Count, FastCount, FastPort, Fed};
 
 /// What is to be loaded, and where its pins are.
 #[derive(Debug, Clone)]
@@ -61,6 +62,9 @@ struct Seen {
     /// By index.
     names: BTreeMap<u32, IfName>,
     zones: u16,
+    /// Classes of flows that are dead.
+    closed: BTreeSet<FlowClass>,
+    fed: Fed,
 }
 
 impl Watcher {
@@ -82,6 +86,32 @@ impl Watcher {
     /// The port with this index.
     pub fn port(&self, index: u32) -> Option<IfName> {
         self.seen().names.get(&index).cloned()
+    }
+
+    /// The ports where packets meet it.
+    pub(crate) fn attached(&self) -> BTreeSet<u32> {
+        let seen = self.seen();
+        let is_on = |name: &IfName| seen.ports.get(name).is_some_and(|port| port.mode.is_some());
+        seen.names.iter().filter(|(_, name)| is_on(name)).map(|(index, _)| *index).collect()
+    }
+
+    /// May flows of this class be forwarded?
+    pub(crate) fn is_open(&self, class: FlowClass) -> bool {
+        !self.seen().closed.contains(&class)
+    }
+
+    /// Flows of these classes may not be forwarded, and all others may.
+    pub(crate) fn close(&self, classes: BTreeSet<FlowClass>) {
+        self.seen().closed = classes;
+    }
+
+    pub(crate) fn reopen(&self, class: FlowClass) {
+        self.seen().closed.remove(&class);
+    }
+
+    /// What the feeder has done.
+    pub(crate) fn tell_fed(&self, fed: Fed) {
+        self.seen().fed = fed;
     }
 
     /// What the programs log, in our log. Until cancelled.
@@ -111,6 +141,7 @@ impl Watcher {
                 on: seen.on,
                 reason: seen.reason.clone(),
                 ports: seen.ports.clone(),
+                fed: seen.fed.clone(),
                 ..FastCount::default()
             };
             (seen.pins.clone().filter(|_| seen.on), seen.zones, count)
@@ -200,7 +231,9 @@ impl FastPath {
     }
 
     /// Sends the cached flows of these classes back to the kernel, before anything else is done about them.
-    pub(crate) fn bump(&mut self, classes: impl Iterator<Item = FlowClass>) {
+    pub(crate) fn bump(&mut self, classes: impl Iterator<Item = FlowClass> + Clone) {
+        // Closed first: an entry that is written meanwhile is stale (see `flows::Sight`).
+        self.watcher.seen().closed.extend(classes.clone());
         let slots = classes.map(|class| abi::slot(class.wan.get(), class.family == Family::V6));
         self.bump_slots(slots.collect());
     }
@@ -226,7 +259,8 @@ impl FastPath {
             warn!(%error, "the fast path cannot be taken off the ports");
         }
         let mut seen = self.watcher.seen();
-        *seen = Seen { pins: seen.pins.take(), reason, ..Seen::default() };
+        let (pins, closed) = (seen.pins.take(), mem::take(&mut seen.closed));
+        *seen = Seen { pins, reason, closed, ..Seen::default() };
     }
 
     async fn make(&mut self, want: &Wanted, links: &Table) -> Result<(), String> {
@@ -251,7 +285,8 @@ impl FastPath {
         let names = want.ports.keys().filter_map(|name| Some((links.index(name).ok()?, name.clone()))).collect();
         let mut seen = self.watcher.seen();
         let was_on = seen.on;
-        *seen = Seen { pins: seen.pins.take(), on: true, reason: None, ports, names, zones: entries.highest() };
+        let (pins, closed, fed) = (seen.pins.take(), mem::take(&mut seen.closed), mem::take(&mut seen.fed));
+        *seen = Seen { pins, on: true, reason: None, ports, names, zones: entries.highest(), closed, fed };
         drop(seen);
         if fresh || !was_on {
             self.watcher.loads.send_modify(|loads| *loads += 1);

@@ -19,6 +19,7 @@ use rtnetlink::{LinkBridge, LinkUnspec, LinkVlan};
 
 use super::netlink::{NLM_F_CREATE, NLM_F_EXCL, done_if, errno};
 use super::rtnl::{Rtnl, find};
+use crate::flows;
 
 /// A link as the kernel lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +86,20 @@ impl Table {
             Some((link.name.parse().ok()?, facts))
         });
         Links(facts.collect())
+    }
+
+    /// As the flows of the fast path look at them.
+    pub(crate) fn places(&self) -> Vec<flows::Link> {
+        let place = |link: &Found| flows::Link {
+            index: link.index,
+            name: link.name.clone(),
+            works: link.up && link.carrier,
+            mac: link.mac,
+            mtu: link.mtu,
+            master: link.master,
+            tagged: link.parent.zip(link.vlan),
+        };
+        self.0.iter().map(place).collect()
     }
 
     /// Our own links and the ports `want` names, each under its present name. An MTU that `want` leaves open is

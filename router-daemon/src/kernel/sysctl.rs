@@ -29,9 +29,9 @@ pub(crate) fn set(name: &str, value: &str) -> io::Result<()> {
 }
 
 /// Without `br_netfilter` bridged frames pass no filter: what we would switch off is off. Once somebody
-/// loads it, the files appear and count.
+/// loads it, the files appear and count. Those of conntrack appear with the first ruleset.
 fn is_optional(name: &str) -> bool {
-    name.starts_with("net/bridge/")
+    ["net/bridge/", "net/netfilter/"].iter().any(|folder| name.starts_with(folder))
 }
 
 const ROOT: &str = "/proc/sys";
