@@ -89,7 +89,7 @@ pub struct FastPath {
 
 impl Default for FastPath {
     fn default() -> Self {
-        Self { flows: 262_144, silence: Duration::from_millis(200), silence_flows: 5, new_per_source: None }
+        Self { flows: 262_144, silence: Duration::from_millis(150), silence_flows: 5, new_per_source: None }
     }
 }
 

@@ -429,6 +429,37 @@ fn a_line_that_answers_nothing_is_told_of_once() {
 }
 
 #[test]
+fn a_segment_older_than_what_was_seen_was_sent_again() {
+    let Some(mut kernel) = Kernel::load() else { return };
+    for (packet, server, l4) in [(TCP4, SERVER, 14 + 20), (TCP6, SERVER6, 14 + 40)] {
+        kernel.reset();
+        kernel.learn(&packet, same(&packet));
+        let before = kernel.line(SLOT);
+        // In order; again, as a whole and in part; what follows the gap, what fills it; mere acknowledgements.
+        for (at, data, again) in [
+            (u32::MAX - 50, 100, 0),
+            (u32::MAX - 50, 100, 1),
+            (0, 60, 1),
+            (150, 50, 0),
+            (60, 90, 1),
+            (60, 1, 0),
+            (60, 0, 0),
+        ] {
+            let mut bytes = Craft { payload: data, ..packet }.bytes();
+            bytes[l4 + 4..][..4].copy_from_slice(&at.to_be_bytes());
+            assert_eq!(kernel.run(name::XDP_PORT, &bytes).0, XDP.redirect);
+            let told = kernel.passive();
+            assert_eq!(told.len(), again, "{at} {data}");
+            for record in told {
+                assert_eq!((record.kind, record.slot, record.remote), (Passive::RESENT, SLOT, server.padded()));
+            }
+        }
+        let after = kernel.line(SLOT);
+        assert_eq!((after.segments - before.segments, after.retransmits - before.retransmits), (5, 3));
+    }
+}
+
+#[test]
 fn segments_that_the_card_will_cut_need_only_fit_one_by_one() {
     let Some(mut kernel) = Kernel::load() else { return };
     let large = Craft { payload: 3000, ..TCP4 };
@@ -779,7 +810,9 @@ impl Kernel {
         let counts = counts.get(&slot, 0).unwrap();
         let [sent, received] =
             [sum(counts.iter().map(|line| &line.sent)), sum(counts.iter().map(|line| &line.received))];
-        LineCount { sent, received, ..LineCount::default() }
+        let segments = counts.iter().map(|line| line.segments).sum();
+        let retransmits = counts.iter().map(|line| line.retransmits).sum();
+        LineCount { sent, received, segments, retransmits }
     }
 
     fn denied(&mut self) -> Vec<Denied> {
@@ -937,6 +970,8 @@ const FLOW: Flow = Flow {
     address: [0; 16],
     ip_delta: 0,
     l4_delta: 0,
+    highest: 0,
+    _0: 0,
     last_seen: 0,
     packets: 0,
     bytes: 0,

@@ -161,6 +161,8 @@ const EMPTY: Flow = Flow {
     address: [0; 16],
     ip_delta: 0,
     l4_delta: 0,
+    highest: 0,
+    _0: 0,
     last_seen: 0,
     packets: 0,
     bytes: 0,

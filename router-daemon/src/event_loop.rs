@@ -70,6 +70,8 @@ impl std::fmt::Debug for Flows {
 pub struct Parts {
     pub changes: mpsc::Receiver<Change>,
     pub asks: mpsc::Receiver<Ask>,
+    /// What the packet path noticed of the lines.
+    pub noticed: mpsc::Receiver<Event>,
     pub reconciler: reconcile::Handle,
     pub flows: Flows,
     /// Told the config in force.
@@ -83,7 +85,7 @@ pub struct Parts {
 
 /// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
 pub async fn run(parts: Parts) -> io::Result<()> {
-    let Parts { mut changes, mut asks, reconciler, flows, config, site, journal, tasks } = parts;
+    let Parts { mut changes, mut asks, mut noticed, reconciler, flows, config, site, journal, tasks } = parts;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -125,6 +127,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
                 None => return Err(io::Error::other("the watch on the kernel ended")),
             },
             Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
+            Some(event) = noticed.recv() => core.event(&event),
             () = tokio::time::sleep_until(due) => core.event(&Event::Timeout),
             changed = progress.changed() => match changed {
                 Ok(()) => {

@@ -140,6 +140,8 @@ fn entry(tuple: &Tuple, other: &Tuple, from: &Place, to: &Place, slot: u32) -> O
         address: [0; 16],
         ip_delta: 0,
         l4_delta: 0,
+        highest: 0,
+        _0: 0,
         last_seen: 0,
         packets: 0,
         bytes: 0,

@@ -12,6 +12,7 @@ mod fixture;
 pub mod flows;
 pub mod kernel;
 pub mod metrics;
+pub mod passive;
 pub mod probe;
 pub mod reconcile;
 mod resolve;

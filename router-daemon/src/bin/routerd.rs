@@ -19,6 +19,7 @@ use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
 use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, feeder};
+use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -200,6 +201,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
     tasks.spawn(fast_path.clone().tell_logs());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
+    let (noticed_tx, noticed) = mpsc::channel(64);
+    tasks.spawn(passive::watch(fast_path.clone(), config_in_force.clone(), noticed_tx));
 
     let (reconciler, handle) = Reconciler::new(kernel);
     tasks.spawn(reconciler.run());
@@ -225,6 +228,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let parts = Parts {
         changes,
         asks,
+        noticed,
         reconciler: handle,
         flows: Flows::new(doomed_flows),
         config,

@@ -271,6 +271,7 @@ fn begin(site: &Site, kernel: &FakeKernel, ended: &Arc<Mutex<Vec<String>>>, fold
         async { Ok(DOOMED) }
     });
     let parts = Parts {
+        noticed: mpsc::channel(1).1,
         changes,
         asks,
         reconciler: handle,

@@ -158,8 +158,8 @@ pub struct Key6 {
     pub _0: [u8; 3],
 }
 
-/// What is done with the packets of a flow in one direction. The daemon writes it, the programs add to the last
-/// three fields.
+/// What is done with the packets of a flow in one direction. The daemon writes it, the programs write `highest` and
+/// the last three fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Flow {
@@ -191,6 +191,9 @@ pub struct Flow {
     /// TTL; and to that of TCP or UDP for the new address and port.
     pub ip_delta: u16,
     pub l4_delta: u16,
+    /// One beyond the highest TCP sequence number that was seen; 0: none was. The programs write it.
+    pub highest: u32,
+    pub _0: u32,
     /// Nanoseconds of the monotonic clock, coarse.
     pub last_seen: u64,
     pub packets: u64,
@@ -305,7 +308,8 @@ pub struct Count {
 pub struct LineCount {
     pub sent: Count,
     pub received: Count,
-    /// TCP segments with data that were sent by cached flows, and those of them that were sent before.
+    /// TCP segments with data of cached flows, both ways, and those of them that are older than what was seen before:
+    /// sent again, or overtaken.
     pub segments: u64,
     pub retransmits: u64,
 }
@@ -396,7 +400,7 @@ pub struct Denied {
 #[repr(C)]
 pub struct Passive {
     pub at: u64,
-    /// [`Passive::SILENT`], [`Passive::HANDSHAKE`].
+    /// [`Passive::SILENT`], [`Passive::HANDSHAKE`], [`Passive::RESENT`].
     pub kind: u32,
     pub slot: u32,
     /// Nanoseconds of silence, or from SYN to SYN-ACK.
@@ -404,13 +408,15 @@ pub struct Passive {
     /// Silent flows; 0 for a handshake.
     pub flows: u32,
     pub _0: u32,
-    /// The server of a handshake.
+    /// The server of a handshake or of a segment.
     pub remote: [u8; 16],
 }
 
 impl Passive {
     pub const SILENT: u32 = 1;
     pub const HANDSHAKE: u32 = 2;
+    /// A segment of a cached flow that is counted in [`LineCount::retransmits`]; `span` is 0.
+    pub const RESENT: u32 = 3;
 }
 
 /// Internet checksums (RFC 1624): one's complement arithmetic on words as they lie in the packet.
@@ -442,7 +448,7 @@ const _: () = {
     assert!(size_of::<Home>() == 4);
     assert!(size_of::<Key4>() == 16);
     assert!(size_of::<Key6>() == 40);
-    assert!(size_of::<Flow>() == 88);
+    assert!(size_of::<Flow>() == 96);
     assert!(size_of::<Silence>() == 24);
     assert!(size_of::<Settings>() == 32);
     assert!(size_of::<Source>() == 12);

@@ -1,10 +1,10 @@
 //! What a line carries, whether it answers, and how fast its handshakes are: measured on traffic that flows anyway.
 
-use abi::{Handshake, Passive, PortKey, Settings, slot};
+use abi::{Flow, Handshake, Passive, PortKey, Settings, slot};
 use aya_ebpf::bindings::{BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use programs::decide;
-use programs::packet::{Frame, Packet};
+use programs::packet::{Frame, Packet, protocol};
 
 use super::maps::{HANDSHAKES, LINES, PASSIVE, SILENCES, ZONES};
 use super::{maps, now};
@@ -75,6 +75,39 @@ pub(super) fn received(slot: u32, length: u32) {
         if *since != 0 {
             *since = 0;
         }
+    }
+}
+
+/// A packet of a cached flow, as it came in.
+#[inline(always)]
+pub(super) fn segment(frame: Frame<'_>, packet: &Packet, flow: &mut Flow) {
+    if packet.protocol != protocol::TCP || flow.slot < 2 {
+        return;
+    }
+    let l4 = packet.l4();
+    // SAFETY: `parse` has checked the header.
+    let header = u32::from(unsafe { frame.read::<u8>(l4 + 12) } >> 4) * 4 + (l4 - packet.ip) as u32;
+    let data = packet.length.saturating_sub(header);
+    // Mere acknowledgements, and keepalives, which repeat one byte on purpose (RFC 9293, section 3.8.4).
+    if data <= 1 {
+        return;
+    }
+    // SAFETY: see above.
+    let first = u32::from_be(unsafe { frame.read(l4 + 4) });
+    let behind = flow.highest != 0 && (first.wrapping_sub(flow.highest) as i32) < 0;
+    let end = first.wrapping_add(data);
+    if flow.highest == 0 || (end.wrapping_sub(flow.highest) as i32) > 0 {
+        flow.highest = end;
+    }
+    let Some(line) = LINES.get_ptr_mut(flow.slot) else { return };
+    // SAFETY: a map's value of this CPU.
+    let line = unsafe { &mut *line };
+    line.segments += 1;
+    if behind {
+        line.retransmits += 1;
+        let (source, destination) = addresses(frame, packet);
+        let remote = if flow.flags & Flow::OUTWARD != 0 { destination } else { source };
+        tell(Passive { at: now(), kind: Passive::RESENT, slot: flow.slot, span: 0, flows: 0, _0: 0, remote });
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn forward_xdp(
         return Err(Verdict::WrongPort);
     }
     let now = now();
-    carried(entry, packet, now);
+    carried(entry, frame, packet, now);
     // What goes out here passes no TCX program on its way.
     if flow.flags & Flow::OUTWARD != 0 {
         // SAFETY: `packet` was parsed from `frame`.
@@ -92,7 +92,7 @@ pub(super) fn forward_tc(
     if longest(ctx, frame, packet) > u32::from(flow.mtu) {
         return Err(Verdict::TooLong);
     }
-    carried(entry, packet, now());
+    carried(entry, frame, packet, now());
     if flow.flags & Flow::OUTWARD == 0 {
         line::received(flow.slot, packet.length);
     }
@@ -212,12 +212,13 @@ fn longest(ctx: &TcContext, frame: Frame<'_>, packet: &Packet) -> u32 {
 
 /// Not atomic: the packets of a flow come in on one CPU, and where they do not a count is lost.
 #[inline(always)]
-fn carried(entry: *mut Flow, packet: &Packet, now: u64) {
+fn carried(entry: *mut Flow, frame: Frame<'_>, packet: &Packet, now: u64) {
     // SAFETY: a map's value.
     let flow = unsafe { &mut *entry };
     flow.last_seen = now;
     flow.packets += 1;
     flow.bytes += u64::from(packet.length);
+    line::segment(frame, packet, flow);
 }
 
 /// A hop less in the sum over an IPv6 header, where it is the second byte of its word.
