@@ -41,9 +41,22 @@ pub struct Trial {
 
 /// A lab for many failovers: a line that was healed is used again at once.
 pub fn lab(wans: u8, same_gateway: bool) -> Result<Temporary> {
+    changed(wans, same_gateway, &[])
+}
+
+/// One whose probes come every 2 s, so that whatever is noticed earlier was noticed on the traffic.
+pub fn rarely_probed(wans: u8) -> Result<Temporary> {
+    changed(wans, false, &[("interval = \"100ms\"", "interval = \"2s\"")])
+}
+
+fn changed(wans: u8, same_gateway: bool, changes: &[(&str, &str)]) -> Result<Temporary> {
     let mut lab = Temporary::up(SITE, wans, same_gateway)?;
-    let text =
+    let mut text =
         lab.site().text.replace("hold = \"1s\"", "hold = \"0s\"").replace("hold_max = \"8s\"", "hold_max = \"0s\"");
+    for (from, to) in changes {
+        anyhow::ensure!(text.contains(from), "the site file of the lab has no {from}");
+        text = text.replace(from, to);
+    }
     std::fs::write(lab.site_file(), text)?;
     lab.start_router()?;
     wait_until_good(&lab, PATIENCE)?;
