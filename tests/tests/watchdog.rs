@@ -1,5 +1,4 @@
 //! A line whose traffic is answered by nothing is found out before its probes notice.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code; clippy knows only the test functions")]
 
 use std::time::Duration;
 
