@@ -141,7 +141,7 @@ impl Monitor {
             return;
         }
         let usual = self.targets.iter().filter_map(|target| target.window.mean()).max().unwrap_or_default();
-        let patience = (usual * 3).max(BURST_PATIENCE).min(self.probing.timeout.max(BURST_PATIENCE));
+        let patience = (usual * 2).max(BURST_PATIENCE).min(self.probing.timeout.max(BURST_PATIENCE));
         self.burst = Some(Burst { doubt, began: now, sent: 0, end: now + BURST_STEP * (BURST - 1) + patience });
     }
 
@@ -607,7 +607,7 @@ impl Window {
 /// Probes that look into a doubt, and the time between two of them.
 pub const BURST: u32 = 3;
 const BURST_STEP: Duration = Duration::from_millis(20);
-/// The least time the last of them is given; else three times what a round trip takes usually.
+/// The least time the last of them is given; else twice what a round trip takes usually.
 const BURST_PATIENCE: Duration = Duration::from_millis(30);
 /// Answers until latency and jitter are worth comparing.
 const ENOUGH: u32 = 8;
