@@ -259,6 +259,11 @@ fn fast_path(page: &mut Page, status: &Status) {
         "Packets that met the fast path, by what became of them",
         path.verdicts.iter().map(|(verdict, count)| (vec![("verdict", verdict.clone())], count.packets)),
     );
+    page.counters(
+        "quadway_fast_path_overruns",
+        "Times that conntrack told of flows faster than they were cached",
+        [(vec![], path.fed.overruns)],
+    );
     page.gauges(
         "quadway_fast_path_port_mode",
         "Where packets of the port meet the fast path; always 1",
