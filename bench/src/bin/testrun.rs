@@ -45,7 +45,9 @@ fn main() -> Result<()> {
         still(&mut kernel, "denied pair", program, &Craft { destination: Address::V4([10, 5, 0, 1]), ..PACKET }, drop)?;
         HashMap::<_, PortKey, Zone>::try_from(kernel.map_mut(name::ZONES).context(name::ZONES)?)?.remove(&PORT_KEY)?;
     }
-    for (count, v6) in [(1, false), (1, true), (1024, false), (16_384, false), (16_384, true), (262_144, false)] {
+    for (count, v6) in
+        [(1, false), (1, true), (1024, false), (16_384, false), (16_384, true), (262_144, false), (MOST_FLOWS, false)]
+    {
         let ring = ring(&mut kernel, count, v6)?;
         let family = if v6 { ", IPv6" } else { "" };
         for (program, redirect) in [(name::XDP_PORT, 4), (name::TC_PORT, 7)] {
@@ -173,7 +175,7 @@ fn ring(kernel: &mut Ebpf, count: u32, v6: bool) -> Result<Vec<Vec<u8>>> {
 const RUNS: usize = 1000;
 const STILL: u32 = 10_000;
 const HOPS: u8 = 255;
-const MOST_FLOWS: u32 = 262_144;
+const MOST_FLOWS: u32 = 1_048_576;
 
 /// The loopback interface, by which test runs come in.
 const PORT: u32 = 1;
