@@ -392,11 +392,13 @@ impl Status {
             write!(told, ", {flows} {family} flows")?;
         }
         write!(told, " of {}, {} MiB", path.capacity, path.memory_bytes >> 20)?;
+        let mut alike: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (name, port) in &path.ports {
-            write!(told, "; {name} {}", port.word())?;
-            if let Some(why) = &port.why {
-                write!(told, " (not {}: {why})", mode_word(port.asked))?;
-            }
+            let why = port.why.as_ref().map(|why| format!(" (not {}: {why})", mode_word(port.asked)));
+            alike.entry((port.word(), why.unwrap_or_default())).or_default().push(name.as_str());
+        }
+        for ((mode, why), names) in alike {
+            write!(told, "; {mode} on {}{why}", names.join(" "))?;
         }
         note(f, 2, &told)
     }
