@@ -54,6 +54,7 @@ bench: root bpf
 	target/release/flows
 	target/release/idle
 	target/release/testrun
+	target/release/cache
 
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
