@@ -1,4 +1,4 @@
-//! The fast path in the kernel: the programs at the ports and what their maps hold. [`FastPath`] belongs to
+//! The fast path in the kernel: the programs at the ports and what their maps hold. `FastPath` belongs to
 //! [`super::LinuxKernel`]; a [`Watcher`] tells others how it is and what it counted.
 //!
 //! The router is right without it. Whatever fails here takes the programs off the ports, is remembered and told, and
