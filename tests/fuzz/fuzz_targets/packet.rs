@@ -60,6 +60,8 @@ const FLOW: Flow = Flow {
     address: [0; 16],
     ip_delta: 0,
     l4_delta: 0x1234,
+    highest: 0,
+    _0: 0,
     last_seen: 0,
     packets: 0,
     bytes: 0,
