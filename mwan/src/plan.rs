@@ -18,6 +18,11 @@ use crate::state::{
 /// These open the router for forwarding and are set last.
 pub const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
+/// Set once the ruleset stands: what opens the router, and what is there only when a ruleset has brought conntrack.
+fn is_late(sysctl: &str) -> bool {
+    FORWARDING.contains(&sysctl) || sysctl.starts_with("net/netfilter/")
+}
+
 impl KernelState {
     /// What has to be done, in order, to get from here to `want`. Empty when there is nothing to do.
     ///
@@ -32,7 +37,7 @@ impl KernelState {
         plan.routes(want);
         plan.rules(want);
         plan.ruleset(want);
-        plan.forwarding(want);
+        plan.late_sysctls(want);
         plan.deletions(want);
         let late = plan.steps.first().is_some_and(|step| !matches!(step, Step::LoadRuleset { .. }));
         let loads = plan.steps.iter().any(|step| matches!(step, Step::LoadRuleset { .. }));
@@ -51,7 +56,7 @@ impl KernelState {
                 self.dead.clear();
             }
             Step::SetLink { name, link } => self.set_link(name, link),
-            Step::SetSysctl { name, value } | Step::OpenForwarding { name, value } => {
+            Step::SetSysctl { name, value } | Step::SetLateSysctl { name, value } => {
                 self.sysctls.insert(name.clone(), value.clone());
             }
             Step::AddAddress(address) => {
@@ -196,7 +201,7 @@ impl Plan {
 
     fn sysctls(&mut self, want: &KernelState) {
         for (name, value) in differing(&self.now.sysctls, &want.sysctls) {
-            if !FORWARDING.contains(&name.as_str()) {
+            if !is_late(&name) {
                 self.push(Step::SetSysctl { name, value });
             }
         }
@@ -257,10 +262,10 @@ impl Plan {
         }
     }
 
-    fn forwarding(&mut self, want: &KernelState) {
+    fn late_sysctls(&mut self, want: &KernelState) {
         for (name, value) in differing(&self.now.sysctls, &want.sysctls) {
-            if FORWARDING.contains(&name.as_str()) {
-                self.push(Step::OpenForwarding { name, value });
+            if is_late(&name) {
+                self.push(Step::SetLateSysctl { name, value });
             }
         }
     }
@@ -352,7 +357,7 @@ impl fmt::Display for Step {
                 }
                 Ok(())
             }
-            Self::SetSysctl { name, value } | Self::OpenForwarding { name, value } => write!(f, "set {name} = {value}"),
+            Self::SetSysctl { name, value } | Self::SetLateSysctl { name, value } => write!(f, "set {name} = {value}"),
             Self::AddAddress(address) => write!(f, "add address {} to {}", address.net, address.link),
             Self::SetRoute { key, hop } => {
                 write!(f, "set route {} in table {} ", key.destination, key.table)?;

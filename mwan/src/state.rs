@@ -371,8 +371,9 @@ pub enum Step {
     /// Add the classes to the table's set of dead classes, delete their conntrack entries, tell the inside ends. One
     /// step for all that die together: finding their flows takes a walk through every flow there is.
     Bury(Vec<(FlowClass, Kick)>),
-    /// `net/ipv4/ip_forward` and `net/ipv6/conf/all/forwarding`: only once the ruleset stands.
-    OpenForwarding {
+    /// `net/ipv4/ip_forward` and `net/ipv6/conf/all/forwarding`, only once the ruleset stands; and what is below
+    /// `net/netfilter`, which comes with conntrack.
+    SetLateSysctl {
         name: String,
         value: String,
     },

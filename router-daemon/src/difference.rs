@@ -95,7 +95,7 @@ pub fn kernel(steps: &[Step]) -> KernelChanges {
             Step::AddAddress(_) | Step::DeleteAddress(_) => changes.addresses += 1,
             Step::SetRoute { .. } | Step::DeleteRoute(_) => changes.routes += 1,
             Step::AddRule(_) | Step::DeleteRule(_) => changes.rules += 1,
-            Step::SetSysctl { .. } | Step::OpenForwarding { .. } => changes.sysctls += 1,
+            Step::SetSysctl { .. } | Step::SetLateSysctl { .. } => changes.sysctls += 1,
             Step::CloseDoor | Step::LoadRuleset { .. } => changes.ruleset = true,
             Step::SetBuckets { .. } => changes.buckets += 1,
             Step::Bury(classes) => changes.buried += classes.len(),

@@ -105,7 +105,7 @@ impl LinuxKernel {
                 self.table.close_door().await
             }
             Step::SetLink { name, link } => links::set(rtnl, name, link).await,
-            Step::SetSysctl { name, value } | Step::OpenForwarding { name, value } => sysctl::set(name, value),
+            Step::SetSysctl { name, value } | Step::SetLateSysctl { name, value } => sysctl::set(name, value),
             Step::AddAddress(address) => routing::add_address(rtnl, address).await,
             Step::SetRoute { key, hop } => routing::set_route(rtnl, key, hop).await,
             Step::AddRule(rule) => routing::add_rule(rtnl, rule).await,

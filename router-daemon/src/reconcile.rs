@@ -256,7 +256,7 @@ fn moves_traffic_only(step: &Step) -> bool {
         | Step::AddRule(_)
         | Step::LoadRuleset { .. }
         | Step::SetFastPath(_)
-        | Step::OpenForwarding { .. }
+        | Step::SetLateSysctl { .. }
         | Step::DeleteRule(_)
         | Step::DeleteAddress(_)
         | Step::DeleteLink(_) => false,
@@ -300,7 +300,7 @@ impl Failed {
             Step::SetSysctl { .. }
             | Step::SetFastPath(_)
             | Step::Bury(_)
-            | Step::OpenForwarding { .. }
+            | Step::SetLateSysctl { .. }
             | Step::DeleteRule(_)
             | Step::DeleteRoute(_)
             | Step::DeleteAddress(_)
@@ -323,7 +323,7 @@ impl Failed {
             Step::AddAddress(address) => self.links.contains(&address.link),
             Step::SetRoute { hop, .. } => link_of(hop).is_some_and(|link| self.links.contains(link)),
             // The programs may deny what the old ruleset lets pass.
-            Step::SetFastPath(_) | Step::Revive(_) | Step::OpenForwarding { .. } => self.ruleset,
+            Step::SetFastPath(_) | Step::Revive(_) | Step::SetLateSysctl { .. } => self.ruleset,
             Step::SetBuckets { .. } | Step::Bury(_) => self.ruleset || self.traffic,
             Step::DeleteAddress(address) => self.ruleset || self.make || self.links.contains(&address.link),
             Step::DeleteRule(_) | Step::DeleteRoute(_) | Step::DeleteLink(_) => self.ruleset || self.make,

@@ -93,7 +93,7 @@ proptest! {
             let open = FORWARDING.iter().any(|name| now.sysctls.get(*name).is_some_and(|value| value == "1"));
             let guarded = now.ruleset == goal.ruleset || now.ruleset == start.ruleset || now.ruleset == RulesetState::Unknown;
             prop_assert!(!open || guarded, "{step}");
-            if matches!(step, Step::OpenForwarding { .. }) {
+            if matches!(step, Step::SetLateSysctl { .. }) {
                 prop_assert_eq!(&now.ruleset, &goal.ruleset);
             }
             if matches!(step, Step::SetFastPath(_)) {
@@ -353,7 +353,7 @@ fn rank(step: &Step) -> u8 {
         Step::Revive(_) => 8,
         Step::SetBuckets { .. } => 9,
         Step::Bury(_) => 10,
-        Step::OpenForwarding { .. } => 11,
+        Step::SetLateSysctl { .. } => 11,
         Step::DeleteRule(_) => 12,
         Step::DeleteRoute(_) => 13,
         Step::DeleteAddress(_) => 14,

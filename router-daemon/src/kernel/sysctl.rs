@@ -11,7 +11,7 @@ pub(crate) fn observed(want: &BTreeMap<String, String>) -> io::Result<BTreeMap<S
     for (name, wanted) in want {
         match fs::read_to_string(Path::new(ROOT).join(name)) {
             Ok(value) => drop(observed.insert(name.clone(), value.trim().to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional(name) => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional(name) && !awaits_conntrack(name) => {
                 observed.insert(name.clone(), wanted.clone());
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -29,9 +29,16 @@ pub(crate) fn set(name: &str, value: &str) -> io::Result<()> {
 }
 
 /// Without `br_netfilter` bridged frames pass no filter: what we would switch off is off. Once somebody
-/// loads it, the files appear and count. Those of conntrack appear with the first ruleset.
+/// loads it, the files appear and count. A kernel may lack some of conntrack's.
 fn is_optional(name: &str) -> bool {
-    ["net/bridge/", "net/netfilter/"].iter().any(|folder| name.starts_with(folder))
+    ["net/bridge/", CONNTRACK].iter().any(|folder| name.starts_with(folder))
 }
+
+/// Conntrack comes with the first ruleset; without it nobody can say which of its files there will be.
+fn awaits_conntrack(name: &str) -> bool {
+    name.starts_with(CONNTRACK) && !Path::new(ROOT).join(CONNTRACK).join("nf_conntrack_max").exists()
+}
+
+const CONNTRACK: &str = "net/netfilter/";
 
 const ROOT: &str = "/proc/sys";

@@ -241,7 +241,7 @@ async fn a_kernel_that_cannot_be_read_is_asked_again() {
 #[test]
 fn nothing_that_could_let_a_packet_pass_follows_a_ruleset_that_failed() {
     let class = FlowClass { family: config::units::Family::V4, wan: wan(1), policy: None };
-    let open = Step::OpenForwarding { name: "net/ipv4/ip_forward".to_owned(), value: "1".to_owned() };
+    let open = Step::SetLateSysctl { name: "net/ipv4/ip_forward".to_owned(), value: "1".to_owned() };
     let failed = Failed { ruleset: true, ..Failed::default() };
     assert!(failed.forbids(&open));
     assert!(failed.forbids(&Step::Revive(class)));
