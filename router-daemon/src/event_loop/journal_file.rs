@@ -17,6 +17,8 @@ use tracing::warn;
 pub struct JournalFile {
     work: Option<SyncSender<Work>>,
     writer: Option<JoinHandle<()>>,
+    /// For the thread, which is not woken for each line: that costs more than the line.
+    kept: Vec<String>,
     written: usize,
     limit: usize,
     /// Lines were left out; a file must begin before the next.
@@ -42,7 +44,7 @@ impl JournalFile {
         let writer = Writer { file: next(&path)?, path, failing: false };
         let (work, inbox) = sync_channel(WAITING);
         let writer = thread::Builder::new().name("journal".to_owned()).spawn(move || writer.run(&inbox))?;
-        Ok(Self { work: Some(work), writer: Some(writer), written: 0, limit, behind: false })
+        Ok(Self { work: Some(work), writer: Some(writer), kept: Vec::new(), written: 0, limit, behind: false })
     }
 
     /// Buffered: on disk some time after [`flush`](Self::flush). Where the file has had its fill, the next one begins
@@ -53,9 +55,9 @@ impl JournalFile {
         }
         if !self.behind {
             self.written += lines.iter().map(|line| line.len() + 1).sum::<usize>();
-            self.behind = !self.send(Work::Lines(lines));
-            if self.behind {
-                warn!("the disk is too slow for the journal: some of it is left out");
+            self.kept.extend(lines);
+            if self.kept.len() >= BATCH || self.written >= self.limit {
+                self.hand_over();
             }
         }
         if self.behind || self.written >= self.limit {
@@ -68,8 +70,17 @@ impl JournalFile {
     }
 
     pub fn flush(&mut self) {
+        self.hand_over();
         // One that finds no room is made up for by the next, a second later.
         let _room = self.send(Work::Flush);
+    }
+
+    fn hand_over(&mut self) {
+        let lines = std::mem::take(&mut self.kept);
+        if !lines.is_empty() && !self.behind && !self.send(Work::Lines(lines)) {
+            self.behind = true;
+            warn!("the disk is too slow for the journal: some of it is left out");
+        }
     }
 
     /// Whether there was room.
@@ -81,6 +92,7 @@ impl JournalFile {
 /// Waits until everything is written.
 impl Drop for JournalFile {
     fn drop(&mut self) {
+        self.hand_over();
         self.work = None;
         if self.writer.take().is_some_and(|writer| writer.join().is_err()) {
             warn!("the writer of the journal panicked");
@@ -157,8 +169,10 @@ fn next(path: &Path) -> io::Result<BufWriter<File>> {
 pub const FILES: usize = 4;
 const LIMIT: usize = 8 << 20;
 const BUFFER: usize = 64 << 10;
-/// Groups of lines that wait for the disk: at 400 a second about ten seconds of them.
-const WAITING: usize = 4096;
+/// Lines that make a group; what happened is flushed before, once a second at least.
+const BATCH: usize = 256;
+/// Groups that wait for the disk: at 400 lines a second about ten seconds of them.
+const WAITING: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -183,14 +197,18 @@ mod tests {
     #[test]
     fn a_disk_that_stands_still_costs_lines_and_never_the_loop() {
         let (work, inbox) = sync_channel(1);
-        let mut journal = JournalFile { work: Some(work), writer: None, written: 0, limit: 1 << 20, behind: false };
+        let mut journal =
+            JournalFile { work: Some(work), writer: None, kept: Vec::new(), written: 0, limit: 1 << 20, behind: false };
         journal.write(vec!["first".to_owned()], || unreachable!("there is room"));
+        journal.flush();
         journal.write(vec!["lost".to_owned()], || "not yet".to_owned());
+        journal.flush();
         journal.write(vec!["lost too".to_owned()], || "still not".to_owned());
         assert!(matches!(inbox.recv().unwrap(), Work::Lines(lines) if lines == ["first"]));
         journal.write(vec!["in the checkpoint".to_owned()], || "c".to_owned());
         assert!(matches!(inbox.recv().unwrap(), Work::Begin(checkpoint) if checkpoint == "c"));
         journal.write(vec!["next".to_owned()], || unreachable!("there is room"));
+        journal.flush();
         assert!(matches!(inbox.recv().unwrap(), Work::Lines(lines) if lines == ["next"]));
     }
 
