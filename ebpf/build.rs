@@ -20,7 +20,11 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let compiler = find_compiler()?;
-    build(&compiler, &out)
+    build(&compiler, "quadway", &out)?;
+    if env::var_os("CARGO_FEATURE_GENERATOR").is_some() {
+        build(&compiler, "generator", &out.with_file_name("generator.o"))?;
+    }
+    Ok(())
 }
 
 /// A `rustc` that can build for [`TARGET`].
@@ -55,7 +59,7 @@ fn fit(rustc: &Path) -> Option<Compiler> {
     (built || source).then(|| Compiler { rustc: rustc.to_owned(), build_core: !built })
 }
 
-fn build(compiler: &Compiler, out: &Path) -> Result<()> {
+fn build(compiler: &Compiler, program: &str, out: &Path) -> Result<()> {
     let programs = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("programs");
     let target = PathBuf::from(env::var("OUT_DIR")?).join("target");
     let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")))?;
@@ -72,7 +76,7 @@ fn build(compiler: &Compiler, out: &Path) -> Result<()> {
         "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
     ];
     let mut cargo = Command::new(env::var("CARGO")?);
-    cargo.current_dir(&programs).args(["build", "--release", "--locked", "--bin", "quadway", "--target", TARGET]);
+    cargo.current_dir(&programs).args(["build", "--release", "--locked", "--bin", program, "--target", TARGET]);
     if compiler.build_core {
         cargo.arg("-Zbuild-std=core");
     }
@@ -91,7 +95,7 @@ fn build(compiler: &Compiler, out: &Path) -> Result<()> {
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "the eBPF programs do not build with {}", compiler.rustc.display());
-    let object = target.join(TARGET).join("release/quadway");
+    let object = target.join(TARGET).join("release").join(program);
     if !object.is_file() {
         bail!("{} was not built", object.display());
     }

@@ -23,3 +23,7 @@ pub fn digest(object: &[u8]) -> String {
     use sha2::{Digest, Sha256};
     format!("{:x}", Sha256::digest(object))
 }
+
+/// The generator and the sink of the bench.
+#[cfg(feature = "generator")]
+pub const GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.o"));

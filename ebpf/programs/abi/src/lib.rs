@@ -441,6 +441,23 @@ pub mod checksum {
     }
 }
 
+/// What the generator of the bench sends: UDP over IPv4, to one destination port, of as many flows as asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Load {
+    /// Flow `n` is from this source address plus `n / 32768`, and from port `n % 32768 + 16384`.
+    pub source: [u8; 4],
+    pub destination: [u8; 4],
+    pub destination_port: [u8; 2],
+    pub destination_mac: [u8; 6],
+    pub source_mac: [u8; 6],
+    /// Not 0: the sink sends every packet back, for conntrack to see both directions.
+    pub reflect: u16,
+    pub flows: u32,
+    /// The interface to send by.
+    pub port: u32,
+}
+
 /// No struct has padding: what the kernel reads is what was written.
 const _: () = {
     assert!(size_of::<PortKey>() == 8);
@@ -457,6 +474,7 @@ const _: () = {
     assert!(size_of::<Denied>() == 64);
     assert!(size_of::<Passive>() == 48);
     assert!(size_of::<LineCount>() == 48);
+    assert!(size_of::<Load>() == 32);
 };
 
 /// What maps hold may be read as bytes and back.
@@ -471,7 +489,7 @@ mod pod {
         };
     }
 
-    pod!(PortKey, Zone, Home, Key4, Key6, Flow, Count, LineCount, Silence, Settings, Source, Bucket, Handshake);
+    pod!(PortKey, Zone, Home, Key4, Key6, Flow, Count, LineCount, Silence, Settings, Source, Bucket, Handshake, Load);
 
     macro_rules! record {
         ($($name:ident),*) => {

@@ -1,0 +1,153 @@
+//! `generate` turns each live frame of a test run into the next packet of a [`Load`] and sends it; `sink` counts what
+//! arrives and drops it. Pages come back as they left, rewritten by the router: every header field is written anew.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod kernel {
+    use abi::{Count, Load};
+    use aya_ebpf::bindings::xdp_action;
+    use aya_ebpf::helpers::bpf_redirect;
+    use aya_ebpf::macros::{map, xdp};
+    use aya_ebpf::maps::{Array, PerCpuArray};
+    use aya_ebpf::programs::XdpContext;
+
+    /// One load for each of the two generators: allowed traffic, and a flood beside it.
+    #[map]
+    static LOADS: Array<Load> = Array::with_max_entries(2, 0);
+    /// How many packets each has sent.
+    #[map]
+    static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
+    /// What arrived with the destination port of each load.
+    #[map]
+    static ARRIVED: PerCpuArray<Count> = PerCpuArray::with_max_entries(2, 0);
+
+    const ETH: usize = 14;
+    const IP: usize = 20;
+    const UDP: usize = 8;
+
+    #[xdp]
+    fn generate(ctx: XdpContext) -> u32 {
+        send(&ctx, 0).unwrap_or(xdp_action::XDP_ABORTED)
+    }
+
+    #[xdp]
+    fn flood(ctx: XdpContext) -> u32 {
+        send(&ctx, 1).unwrap_or(xdp_action::XDP_ABORTED)
+    }
+
+    /// The next packet of a load, in place of the frame.
+    #[inline(always)]
+    fn send(ctx: &XdpContext, index: u32) -> Option<u32> {
+        let load = LOADS.get(index)?;
+        let sent = SENT.get_ptr_mut(index)?;
+        // SAFETY: the pointer of a per-CPU element, which nothing else writes while this program runs.
+        let nth = unsafe { *sent };
+        // SAFETY: as above.
+        unsafe { *sent = nth + 1 };
+        let (data, end) = (ctx.data(), ctx.data_end());
+        if data + ETH + IP + UDP > end {
+            return None;
+        }
+        let length = (end - data - ETH) as u16;
+        let flow = (nth % u64::from(load.flows.max(1))) as u32;
+        let source = u32::from_be_bytes(load.source) + (flow >> 15);
+        let port = (flow & 0x7fff) as u16 + 16384;
+
+        write(data, load.destination_mac);
+        write(data + 6, load.source_mac);
+        write(data + 12, 0x0800_u16.to_be());
+        let ip = data + ETH;
+        write(ip, 0x4500_u16.to_be());
+        write(ip + 2, length.to_be());
+        write(ip + 4, 0_u32);
+        write(ip + 8, 0x4011_u16.to_be());
+        let destination = u32::from_be_bytes(load.destination);
+        let sum = 0x4500_u32
+            + u32::from(length)
+            + 0x4011
+            + (source >> 16)
+            + (source & 0xffff)
+            + (destination >> 16)
+            + (destination & 0xffff);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        write(ip + 10, (!(sum as u16)).to_be());
+        write(ip + 12, source.to_be());
+        write(ip + 16, destination.to_be());
+        let udp = ip + IP;
+        write(udp, port.to_be());
+        write(udp + 2, load.destination_port);
+        write(udp + 4, (length - IP as u16).to_be());
+        // No checksum, which IPv4 allows.
+        write(udp + 6, 0_u16);
+        // SAFETY: a helper without pointers.
+        Some(unsafe { bpf_redirect(load.port, 0) } as u32)
+    }
+
+    #[inline(always)]
+    fn write<T>(at: usize, value: T) {
+        // SAFETY: the caller has checked that the headers lie before the end of the packet.
+        unsafe { (at as *mut T).write_unaligned(value) };
+    }
+
+    #[inline(always)]
+    fn swap<T>(a: usize, b: usize) {
+        // SAFETY: the caller has checked that the headers lie before the end of the packet.
+        let (x, y) = unsafe { ((a as *const T).read_unaligned(), (b as *const T).read_unaligned()) };
+        write(a, y);
+        write(b, x);
+    }
+
+    /// Drops UDP: what comes back to where it was generated.
+    #[xdp]
+    fn swallow(ctx: XdpContext) -> u32 {
+        let (data, end) = (ctx.data(), ctx.data_end());
+        // SAFETY: within the packet, as is checked before.
+        if data + ETH + IP <= end && unsafe { *((data + ETH + 9) as *const u8) } == 17 {
+            return xdp_action::XDP_DROP;
+        }
+        xdp_action::XDP_PASS
+    }
+
+    #[xdp]
+    fn sink(ctx: XdpContext) -> u32 {
+        let (data, end) = (ctx.data(), ctx.data_end());
+        if data + ETH + IP + UDP <= end {
+            // SAFETY: within the packet, as was checked.
+            let port = unsafe { ((data + ETH + IP + 2) as *const [u8; 2]).read_unaligned() };
+            for index in 0..2 {
+                if let (Some(load), Some(count)) = (LOADS.get(index), ARRIVED.get_ptr_mut(index))
+                    && load.destination_port == port
+                {
+                    // SAFETY: the pointer of a per-CPU element, which nothing else writes while this program runs.
+                    let count = unsafe { &mut *count };
+                    count.packets += 1;
+                    count.bytes += (end - data) as u64;
+                    if load.reflect == 0 {
+                        return xdp_action::XDP_DROP;
+                    }
+                    swap::<[u8; 6]>(data, data + 6);
+                    swap::<u32>(data + ETH + 12, data + ETH + 16);
+                    swap::<u16>(data + ETH + IP, data + ETH + IP + 2);
+                    // XDP_TX wakes a veth's other end only where that has a program too.
+                    // SAFETY: a helper without pointers.
+                    return unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) } as u32;
+                }
+            }
+        }
+        xdp_action::XDP_PASS
+    }
+
+    #[panic_handler]
+    fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+
+    /// Helpers that only GPL programs may call are among those we use.
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 4] = *b"GPL\0";
+}
