@@ -130,20 +130,20 @@ fn delay_is_added_to_round_trips_and_goes_again() {
         lab.fail(1, fault.parse().unwrap()).unwrap();
         let added = Duration::from_millis(fault[6..].parse().unwrap());
         for target in targets() {
-            let (quickest, connected) = (0..5)
-                .map(|_| (round_trip(&lab, 1, target, Probe::Ping), round_trip(&lab, 1, target, Probe::Udp(7))))
-                .min()
-                .unwrap();
-            for took in [quickest, connected] {
+            // On a busy machine some are late; the quickest of several tells the line.
+            let quickest = |line, probe| (0..5).map(|_| round_trip(&lab, line, target, probe)).min().unwrap();
+            for probe in [Probe::Ping, Probe::Udp(7)] {
+                let took = quickest(1, probe);
                 assert!(took >= added && took < added + Duration::from_millis(15), "{fault} {target}: {took:?}");
             }
-            assert!(round_trip(&lab, 2, target, Probe::Ping) < Duration::from_millis(15), "the other line is quick");
+            assert!(quickest(2, Probe::Ping) < Duration::from_millis(15), "the other line is quick");
         }
         // Big segments pass, whole and in order.
         assert!(bulk(&lab, 1, 300_000) >= added);
     }
     lab.heal(1).unwrap();
-    assert!(round_trip(&lab, 1, targets()[0], Probe::Ping) < Duration::from_millis(15));
+    let healed = (0..5).map(|_| round_trip(&lab, 1, targets()[0], Probe::Ping)).min().unwrap();
+    assert!(healed < Duration::from_millis(15), "{healed:?}");
     assert!(!Netns::named(&format!("{}-isp1-wire", lab.name())).exists());
 }
 
