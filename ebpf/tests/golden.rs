@@ -958,23 +958,12 @@ const FLOW: Flow = Flow {
     slot: SLOT,
     in_port: PORT,
     out_port: PORT,
-    in_vlan: 0,
-    out_vlan: 0,
     mtu: 1500,
-    rewrite: Rewrite::Nothing as u8,
     flags: Flow::OUTWARD,
     in_mac: MAC,
     destination_mac: [2, 0, 0, 0, 1, 6],
     source_mac: [2, 0, 0, 0, 1, 8],
-    port: [0; 2],
-    address: [0; 16],
-    ip_delta: 0,
-    l4_delta: 0,
-    highest: 0,
-    _0: 0,
-    last_seen: 0,
-    packets: 0,
-    bytes: 0,
+    ..Flow::EMPTY
 };
 
 const SETTINGS: Settings = Settings {

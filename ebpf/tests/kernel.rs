@@ -117,7 +117,7 @@ fn maps_hold_what_is_written() {
             protocol: 6,
             _0: [0; 3],
         };
-        maps.set_flow4(flow, EMPTY).unwrap();
+        maps.set_flow4(flow, Flow::EMPTY).unwrap();
 
         let mut maps = Maps::open(pins).unwrap();
         assert_eq!(maps.zones().unwrap().into_iter().collect::<Vec<_>>(), [(key, zone)]);
@@ -125,7 +125,7 @@ fn maps_hold_what_is_written() {
         assert_eq!(maps.homes6().unwrap().len(), 1);
         assert!(maps.is_denied(abi::pair(3, 4)).unwrap() && !maps.is_denied(abi::pair(4, 3)).unwrap());
         assert_eq!(maps.ports().unwrap(), [port]);
-        assert_eq!(maps.flows4().collect::<Vec<_>>(), [(flow, EMPTY)]);
+        assert_eq!(maps.flows4().collect::<Vec<_>>(), [(flow, Flow::EMPTY)]);
         assert_eq!(maps.count_flows(), (1, 0));
         assert_eq!(maps.verdicts().unwrap().len(), Verdict::ALL.len());
         assert!(maps.memory() > u64::from(FLOWS) * 88, "{}", maps.memory());
@@ -144,29 +144,6 @@ fn maps_hold_what_is_written() {
 }
 
 const FLOWS: u32 = 1024;
-const EMPTY: Flow = Flow {
-    generation: 0,
-    slot: 0,
-    in_port: 0,
-    out_port: 0,
-    in_vlan: 0,
-    out_vlan: 0,
-    mtu: 1500,
-    rewrite: 0,
-    flags: 0,
-    in_mac: [0; 6],
-    destination_mac: [0; 6],
-    source_mac: [0; 6],
-    port: [0; 2],
-    address: [0; 16],
-    ip_delta: 0,
-    l4_delta: 0,
-    highest: 0,
-    _0: 0,
-    last_seen: 0,
-    packets: 0,
-    bytes: 0,
-};
 
 /// In a network namespace with the veth pair `qw-a`, `qw-b` (the index of `qw-a` is handed in), with a folder for pins
 /// that vanishes with the mount namespace.

@@ -124,27 +124,17 @@ fn entry(tuple: &Tuple, other: &Tuple, from: &Place, to: &Place, slot: u32) -> O
     };
     let (Spot { port: in_port, vlan: in_vlan, mac: in_mac, .. }, out) = (from.spot, to.spot);
     let mut flow = abi::Flow {
-        generation: 0,
         slot,
         in_port,
         out_port: out.port,
         in_vlan,
         out_vlan: out.vlan,
         mtu: out.mtu,
-        rewrite: Rewrite::Nothing as u8,
         flags: if to.line.is_some() { abi::Flow::OUTWARD } else { 0 },
         in_mac,
         destination_mac: out.peer,
         source_mac: out.mac,
-        port: [0; 2],
-        address: [0; 16],
-        ip_delta: 0,
-        l4_delta: 0,
-        highest: 0,
-        _0: 0,
-        last_seen: 0,
-        packets: 0,
-        bytes: 0,
+        ..abi::Flow::EMPTY
     };
     if let Some((rewrite, (old, new))) = changed {
         // What leaves by a line leaves with its address, what comes in by it finds the host behind that; between

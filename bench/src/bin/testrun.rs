@@ -205,25 +205,14 @@ const PACKET6: Craft = Craft {
 
 /// Goes round: out by the same port, to the same MAC.
 const FLOW: Flow = Flow {
-    generation: 0,
     slot: 2,
     in_port: PORT,
     out_port: PORT,
-    in_vlan: 0,
-    out_vlan: 0,
     mtu: 1500,
     rewrite: Rewrite::Source as u8,
     flags: Flow::OUTWARD,
     in_mac: MAC,
     destination_mac: MAC,
     source_mac: [2, 0, 0, 0, 0, 2],
-    port: [0; 2],
-    address: [0; 16],
-    ip_delta: 0,
-    l4_delta: 0,
-    highest: 0,
-    _0: 0,
-    last_seen: 0,
-    packets: 0,
-    bytes: 0,
+    ..Flow::EMPTY
 };

@@ -44,25 +44,6 @@ fuzz_target!(|input: (bool, u16, u8, [u8; 16], [u8; 2], &[u8])| {
 });
 
 const FLOW: Flow = Flow {
-    generation: 0,
-    slot: 0,
-    in_port: 0,
-    out_port: 0,
-    in_vlan: 0,
-    out_vlan: 0,
-    mtu: 0,
-    rewrite: 0,
-    flags: 0,
-    in_mac: [0; 6],
-    destination_mac: [0; 6],
-    source_mac: [0; 6],
-    port: [0; 2],
-    address: [0; 16],
-    ip_delta: 0,
     l4_delta: 0x1234,
-    highest: 0,
-    _0: 0,
-    last_seen: 0,
-    packets: 0,
-    bytes: 0,
+    ..Flow::EMPTY
 };

@@ -203,6 +203,31 @@ pub struct Flow {
 
 impl Flow {
     pub const OUTWARD: u8 = 1;
+
+    /// All zero: what a flow is made of that differs from it in some fields only.
+    pub const EMPTY: Self = Self {
+        generation: 0,
+        slot: 0,
+        in_port: 0,
+        out_port: 0,
+        in_vlan: 0,
+        out_vlan: 0,
+        mtu: 0,
+        rewrite: Rewrite::Nothing as u8,
+        flags: 0,
+        in_mac: [0; 6],
+        destination_mac: [0; 6],
+        source_mac: [0; 6],
+        port: [0; 2],
+        address: [0; 16],
+        ip_delta: 0,
+        l4_delta: 0,
+        highest: 0,
+        _0: 0,
+        last_seen: 0,
+        packets: 0,
+        bytes: 0,
+    };
 }
 
 /// The one end of a packet that NAT changes.

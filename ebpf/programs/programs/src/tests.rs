@@ -296,23 +296,11 @@ const FLOW: Flow = Flow {
     slot: 2,
     in_port: 1,
     out_port: 2,
-    in_vlan: 0,
-    out_vlan: 0,
     mtu: 1500,
-    rewrite: Rewrite::Nothing as u8,
-    flags: 0,
     in_mac: TCP4.to,
     destination_mac: [6; 6],
     source_mac: [8; 6],
-    port: [0; 2],
-    address: [0; 16],
-    ip_delta: 0,
-    l4_delta: 0,
-    highest: 0,
-    _0: 0,
-    last_seen: 0,
-    packets: 0,
-    bytes: 0,
+    ..Flow::EMPTY
 };
 
 const SETTINGS: Settings =
