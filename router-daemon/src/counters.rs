@@ -46,8 +46,9 @@ pub struct FastCount {
     /// Why it is off where it is wanted.
     pub reason: Option<String>,
     pub ports: BTreeMap<IfName, FastPort>,
+    /// Entries that the feeder of the cache put in, one for each direction. The kernel may have pushed some out.
     pub flows: BTreeMap<Family, u64>,
-    /// Flows of each family at most.
+    /// Entries of each family at most.
     pub capacity: u64,
     pub memory_bytes: u64,
     /// By the word of the verdict.
@@ -68,6 +69,13 @@ pub struct Fed {
     /// How often conntrack had more to tell than was taken: those flows took the kernel's path until the next listing.
     pub overruns: u64,
     pub listings: u64,
+}
+
+impl Fed {
+    /// In the cache, one for each direction of a flow.
+    pub(crate) fn entries(&self, family: Family) -> u64 {
+        self.carried.iter().filter(|((_, of), _)| *of == family).map(|(_, carried)| 2 * carried.flows).sum()
+    }
 }
 
 /// Where packets of a port meet the fast path.

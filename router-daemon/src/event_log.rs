@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -166,34 +167,32 @@ pub async fn run(mut packets: mpsc::Receiver<Logged>, config: watch::Receiver<Op
 
 /// What is dropped at the ports, told like the rest. Until cancelled; it owns nothing that would be lost.
 pub async fn run_early(path: Watcher, config: watch::Receiver<Option<Arc<Config>>>, log: EventLog) {
-    let mut own = OwnLog::default();
-    let mut loads = path.loads();
-    loop {
-        let rings = path.pins().and_then(|pins| {
-            let records = ebpf::Records::<abi::Denied>::open(&pins).map_err(io::Error::other).and_then(readable);
-            records.inspect_err(|error| tracing::warn!(%error, "drops at the ports are counted and not told")).ok()
-        });
-        let read = async {
-            let Some(mut records) = rings else { return std::future::pending().await };
-            loop {
-                let Ok(mut ready) = records.readable_mut().await else { return };
-                while let Some(record) = ready.get_inner_mut().next() {
-                    let (now, config) = (SystemTime::now(), config.borrow().clone());
-                    let port = path.port(record.port);
-                    if let Some(denied) = config.and_then(|config| name_early(&config, &record, port, now)) {
-                        own.write(&denied, now);
-                        log.push(denied);
-                    }
-                }
-                ready.clear_ready();
-                // A flood must not keep others waiting; the ring drops what is too much.
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::select! {
-            changed = loads.changed() => if changed.is_err() { return },
-            () = read => return,
+    path.follow(|pins| tell_early(pins, path.clone(), config.clone(), log.clone())).await;
+}
+
+async fn tell_early(pins: PathBuf, path: Watcher, config: watch::Receiver<Option<Arc<Config>>>, log: EventLog) {
+    let opened = ebpf::Records::<abi::Denied>::open(&pins).map_err(io::Error::other).and_then(readable);
+    let mut records = match opened {
+        Ok(records) => records,
+        Err(error) => {
+            tracing::warn!(%error, "drops at the ports are counted and not told");
+            return std::future::pending().await;
         }
+    };
+    let mut own = OwnLog::default();
+    loop {
+        let Ok(mut ready) = records.readable_mut().await else { return };
+        while let Some(record) = ready.get_inner_mut().next() {
+            let (now, config) = (SystemTime::now(), config.borrow().clone());
+            let port = path.port(record.port);
+            if let Some(denied) = config.and_then(|config| name_early(&config, &record, port, now)) {
+                own.write(&denied, now);
+                log.push(denied);
+            }
+        }
+        ready.clear_ready();
+        // A flood must not keep others waiting; the ring drops what is too much.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -3,7 +3,9 @@
 //! One task. It only reads; cancelling it loses at most half a second of counts.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use ebpf::abi::{self, LineCount, Passive};
 use ebpf::{Maps, Records};
 use mwan::event::Event;
 use mwan::passive::Tally;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, warn};
@@ -21,55 +24,47 @@ use crate::kernel::fast_path::{Watcher, readable};
 
 /// Until the event loop is gone.
 pub async fn watch(watcher: Watcher, config: watch::Receiver<Option<Arc<Config>>>, events: mpsc::Sender<Event>) {
-    let mut loads = watcher.loads();
+    watcher.follow(|pins| read(pins, config.clone(), events.clone())).await;
+}
+
+async fn read(pins: PathBuf, config: watch::Receiver<Option<Arc<Config>>>, events: mpsc::Sender<Event>) {
+    let (mut ring, maps) = match open(&pins) {
+        Ok(opened) => opened,
+        Err(error) => {
+            warn!(%error, "the traffic of the lines cannot be watched");
+            return std::future::pending().await;
+        }
+    };
+    let mut reports = tokio::time::interval(EVERY);
+    reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lines = Lines::default();
+    let count = |slot| maps.line(slot).inspect_err(|error| debug!(%error, "a line is not counted")).ok();
     loop {
-        let pins = {
-            loads.borrow_and_update();
-            watcher.pins()
-        };
-        let opened = pins.and_then(|pins| {
-            let rings = Records::<Passive>::open(&pins).map_err(|error| error.to_string());
-            let rings = rings.and_then(|ring| readable(ring).map_err(|error| error.to_string()));
-            let maps = Maps::open(&pins).map_err(|error| error.to_string());
-            match rings.and_then(|ring| Ok((ring, maps?))) {
-                Ok(opened) => Some(opened),
-                Err(error) => {
-                    warn!(%error, "the traffic of the lines cannot be watched");
-                    None
-                }
-            }
-        });
-        let read = async {
-            let Some((mut ring, maps)) = opened else { return std::future::pending().await };
-            let mut reports = tokio::time::interval(EVERY);
-            reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut lines = Lines::default();
-            loop {
-                tokio::select! {
-                    ready = ring.readable_mut() => {
-                        let Ok(mut ready) = ready else { return };
-                        while let Some(record) = ready.get_inner_mut().next() {
-                            if let Some(event) = lines.record(&record) && events.send(event).await.is_err() {
-                                return;
-                            }
-                        }
-                        ready.clear_ready();
-                    }
-                    at = reports.tick() => {
-                        let wans: Vec<_> = config.borrow().iter().flat_map(|config| config.wans.values()).map(|wan| wan.id).collect();
-                        let report = lines.report(&wans, at, |slot| maps.line(slot).inspect_err(|error| debug!(%error, "a line is not counted")).ok());
-                        if let Some(event) = report && events.send(event).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-        };
         tokio::select! {
-            changed = loads.changed() => if changed.is_err() { return },
-            () = read => return,
+            ready = ring.readable_mut() => {
+                let Ok(mut ready) = ready else { return };
+                while let Some(record) = ready.get_inner_mut().next() {
+                    if let Some(event) = lines.record(&record) && events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                ready.clear_ready();
+            }
+            at = reports.tick() => {
+                let wans: Vec<_> =
+                    config.borrow().iter().flat_map(|config| config.wans.values()).map(|wan| wan.id).collect();
+                let report = lines.report(&wans, at, count);
+                if let Some(event) = report && events.send(event).await.is_err() {
+                    return;
+                }
+            }
         }
     }
+}
+
+fn open(pins: &Path) -> io::Result<(AsyncFd<Records<Passive>>, Maps)> {
+    let ring = Records::open(pins).map_err(io::Error::other)?;
+    Ok((readable(ring)?, Maps::open(pins).map_err(io::Error::other)?))
 }
 
 /// Records and counters, on their way to become events.

@@ -72,7 +72,7 @@ impl Watcher {
         Self { seen: Arc::default(), loads: watch::Sender::new(0) }
     }
 
-    /// Changes whenever the programs were loaded or adopted: there may be other maps to open.
+    /// Changes whenever the programs were loaded or adopted.
     pub fn loads(&self) -> watch::Receiver<u64> {
         self.loads.subscribe()
     }
@@ -114,26 +114,41 @@ impl Watcher {
         self.seen().fed = fed;
     }
 
-    /// What the programs log, in our log. Until cancelled.
-    pub async fn tell_logs(self) {
-        let mut loads = self.loads();
+    /// Runs `read` on the maps pinned here, and from the start again whenever the programs were loaded or adopted, as
+    /// there may be other maps then. Until `read` ends by itself.
+    pub(crate) async fn follow<F: Future<Output = ()>>(&self, read: impl Fn(PathBuf) -> F) {
+        let mut loads = self.loads.subscribe();
         loop {
-            let log = self.pins().and_then(|pins| Log::open(&pins)).and_then(|log| readable(log).ok());
-            let read = async {
-                let Some(mut log) = log else { return std::future::pending().await };
-                while let Ok(mut ready) = log.readable_mut().await {
-                    ready.get_inner_mut().flush();
-                    ready.clear_ready();
+            loads.borrow_and_update();
+            let pins = self.pins();
+            let reading = async {
+                match pins {
+                    Some(pins) => read(pins).await,
+                    None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 changed = loads.changed() => if changed.is_err() { return },
-                () = read => return,
+                () = reading => return,
             }
         }
     }
 
-    /// Everything it counted. A walk through the flows: off the event loop.
+    /// What the programs log, in our log. Until cancelled.
+    pub async fn tell_logs(self) {
+        self.follow(|pins| async move {
+            let Some(mut log) = Log::open(&pins).and_then(|log| readable(log).ok()) else {
+                return std::future::pending().await;
+            };
+            while let Ok(mut ready) = log.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        })
+        .await;
+    }
+
+    /// Everything it counted. Many calls to the kernel where there are many VLANs: off the event loop.
     pub async fn read(&self) -> io::Result<FastCount> {
         let (pins, zones, mut count) = {
             let seen = self.seen();
@@ -141,6 +156,7 @@ impl Watcher {
                 on: seen.on,
                 reason: seen.reason.clone(),
                 ports: seen.ports.clone(),
+                flows: Family::ALL.map(|family| (family, seen.fed.entries(family))).into(),
                 fed: seen.fed.clone(),
                 ..FastCount::default()
             };
@@ -149,8 +165,6 @@ impl Watcher {
         let Some(pins) = pins else { return Ok(count) };
         aside(move || {
             let maps = Maps::open(&pins).map_err(io::Error::other)?;
-            let (four, six) = maps.count_flows();
-            count.flows = BTreeMap::from([(Family::V4, four as u64), (Family::V6, six as u64)]);
             count.capacity = maps.capacity().into();
             count.memory_bytes = maps.memory();
             for (verdict, counted) in maps.verdicts().map_err(io::Error::other)? {
