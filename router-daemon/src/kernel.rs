@@ -129,8 +129,11 @@ impl LinuxKernel {
             }
             Step::SetBuckets { key, buckets } => self.table.set_buckets(key, buckets),
             Step::Bury(classes) => {
-                self.fast_path.bump(classes.iter().map(|(class, _)| *class));
-                self.table.add_dead(classes.iter().map(|(class, _)| *class))?;
+                let dead = classes.iter().map(|(class, _)| *class);
+                // First the ruleset, which a flow that is called back meets: from then on nothing leaves by the line.
+                let added = self.table.add_dead(dead.clone());
+                self.fast_path.bump(dead);
+                added?;
                 self.burials.begin(classes.iter().copied().collect()).await
             }
             Step::DeleteRule(rule) => routing::delete_rule(rtnl, rule).await,

@@ -66,7 +66,7 @@ fn what_is_wanted_is_found_and_what_somebody_changed_is_put_right() {
 }
 
 #[test]
-fn flows_are_called_back_before_a_class_is_buried_or_a_ruleset_loaded() {
+fn flows_are_called_back_when_a_class_is_buried_or_a_ruleset_loaded() {
     alone(|run| async move {
         let Some(mut kernel) = start(&run, ebpf::OBJECT).await else { return };
         converge(&mut kernel, &wanted()).await;

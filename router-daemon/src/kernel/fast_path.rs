@@ -244,7 +244,7 @@ impl FastPath {
         }
     }
 
-    /// Sends the cached flows of these classes back to the kernel, before anything else is done about them.
+    /// Sends the cached flows of these classes back to the kernel.
     pub(crate) fn bump(&mut self, classes: impl Iterator<Item = FlowClass> + Clone) {
         // Closed first: an entry that is written meanwhile is stale (see `flows::Sight`).
         self.watcher.seen().closed.extend(classes.clone());
