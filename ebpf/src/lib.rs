@@ -24,6 +24,6 @@ pub fn digest(object: &[u8]) -> String {
     format!("{:x}", Sha256::digest(object))
 }
 
-/// The generator and the sink of the bench.
+/// The generator and the sink of the bench and of the lab.
 #[cfg(feature = "generator")]
 pub const GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.o"));

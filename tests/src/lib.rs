@@ -3,8 +3,10 @@
 //! It is what `make lab` shows and what the whole-system tests run on. [`lab::Lab`] builds and breaks it,
 //! [`world`] answers in it, [`traffic`] measures through it.
 
+pub mod crowd;
 pub mod demo;
 pub mod failover;
+pub mod frames;
 pub mod lab;
 pub mod link;
 pub mod netns;
