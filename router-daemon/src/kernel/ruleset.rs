@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use mwan::script::{Inventory, close_door_script};
 use mwan::state::{BucketKey, Buckets, FlowClass, Ruleset, RulesetState};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -57,9 +58,19 @@ impl Table {
         let baseline_file = run.join("ruleset.json");
         // Missing or damaged: the table is then loaded again.
         let baseline = std::fs::read(&baseline_file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let nft = Nft::find().await?;
+        let mut socket = Socket::open(NETLINK_NETFILTER)?;
+        Generation::read(&mut socket).map_err(|error| match errno(&error).map(Errno::from_raw) {
+            // What nfnetlink says of a part that is not there (net/netfilter/nfnetlink.c).
+            Some(Errno::EINVAL) => io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this kernel has no nf_tables, and its module cannot be loaded; see what `modprobe nf_tables` says",
+            ),
+            _ => error,
+        })?;
         Ok(Self {
-            nft: Nft::find().await?,
-            socket: Socket::open(NETLINK_NETFILTER)?,
+            nft,
+            socket,
             baseline: baseline.unwrap_or_default(),
             baseline_file,
             seen: None,
