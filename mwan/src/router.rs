@@ -214,6 +214,11 @@ impl Router {
         self.config.as_ref()
     }
 
+    /// The MAC of the gateway, as far as anybody told.
+    pub fn gateway_mac(&self, wan: WanId, family: Family) -> Option<[u8; 6]> {
+        self.macs.get(&(wan, family)).copied()
+    }
+
     /// The ports of the config in force that are not there; none before the links are known.
     pub fn waiting(&self) -> Vec<Waiting> {
         let known = self.config.as_ref().zip(self.links.as_ref());
@@ -247,7 +252,7 @@ impl Router {
             probes_sent: line.monitor.sent(),
             probes_lost: line.monitor.lost(),
             targets: line.monitor.status(),
-            gateway_mac: self.macs.get(&(wan, family)).copied(),
+            gateway_mac: self.gateway_mac(wan, family),
         };
         let wans = config.wans.values().map(|wan| WanStatus {
             name: wan.name.clone(),

@@ -221,7 +221,10 @@ impl Core {
 
     fn change(&mut self, change: Change) {
         match change {
-            Change::Links(links) => self.event(&Event::Links(links)),
+            Change::Links(links) => {
+                self.prober.follow(&links);
+                self.event(&Event::Links(links));
+            }
             Change::Neighbour(neighbour) => self.neighbour(&neighbour),
             Change::Drift => self.reconciler.drift.notify_one(),
         }
@@ -237,7 +240,10 @@ impl Core {
             .values()
             .find(|wan| wan.interface == neighbour.link && wan.gateway(family) == Some(neighbour.address));
         let Some(wan) = gateway_of.map(|wan| wan.id) else { return };
-        self.event(&Event::Neighbour { wan, family, mac: neighbour.mac });
+        // Each probe of a gateway comes back as news of it, with the MAC it always had.
+        if self.recorder.router().gateway_mac(wan, family) != neighbour.mac {
+            self.event(&Event::Neighbour { wan, family, mac: neighbour.mac });
+        }
         for reply in self.prober.gateway_seen(wan, family, neighbour) {
             self.event(&Event::Reply(reply));
         }

@@ -18,6 +18,7 @@ use config::Config;
 use config::model::{Target, TargetKind};
 use config::units::{Family, IfName, Mark, WanId};
 use mwan::event::{Failure, Outcome, Probe, Reply};
+use mwan::links::Links;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -35,6 +36,8 @@ pub struct Prober {
     lines: BTreeMap<WanId, Line>,
     pingers: BTreeMap<(WanId, Family), Pinger>,
     replies: mpsc::Sender<Reply>,
+    /// By name.
+    indexes: BTreeMap<IfName, u32>,
     asker: Asker,
     /// Gateways that were asked to show themselves.
     asked: Vec<Asked>,
@@ -50,6 +53,7 @@ impl Prober {
         Self {
             lines: BTreeMap::new(),
             pingers: BTreeMap::new(),
+            indexes: BTreeMap::new(),
             asker: Asker::default(),
             asked: Vec::new(),
             replies,
@@ -87,6 +91,11 @@ impl Prober {
         self.pingers.retain(|(wan, _), _| before.get(wan) == self.lines.get(wan));
     }
 
+    /// Gateways are asked by the index of their link.
+    pub fn follow(&mut self, links: &Links) {
+        self.indexes = links.0.iter().map(|(name, link)| (name.clone(), link.index)).collect();
+    }
+
     /// Sends one probe. Never waits.
     pub fn send(&mut self, probe: &Probe) {
         while self.tasks.try_join_next().is_some() {}
@@ -100,8 +109,9 @@ impl Prober {
             }
             TargetKind::Gateway => {
                 let asked = Asked { probe: probe.clone(), family: target.family, at: Instant::now() };
-                let gateway = line.gateway(target.family).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into());
-                match gateway.and_then(|gateway| self.asker.reconfirm(&line.interface, gateway)) {
+                let place = self.indexes.get(&line.interface).zip(line.gateway(target.family));
+                let place = place.ok_or_else(|| io::ErrorKind::AddrNotAvailable.into());
+                match place.and_then(|(link, gateway)| self.asker.reconfirm(*link, gateway)) {
                     Ok(()) => {
                         self.asked.retain(|asked| asked.at.elapsed() < asked.probe.timeout);
                         self.asked.push(asked);

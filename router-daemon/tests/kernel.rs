@@ -26,6 +26,7 @@ use mwan::state::{
     RulesetState, Selector, Slot,
 };
 use mwan::{KernelState, Step};
+use nix::net::if_::if_nametoindex;
 use router_daemon::counters::Count;
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
@@ -530,8 +531,9 @@ fn changes_are_told_at_once() {
         // A gateway that answers, and one that does not.
         let gateway = "100.64.1.1".parse().unwrap();
         let mut asker = Asker::default();
+        let wan1 = if_nametoindex("wan1").unwrap();
         for _ in 0..2 {
-            asker.reconfirm(&name("wan1"), gateway).unwrap();
+            asker.reconfirm(wan1, gateway).unwrap();
             let there = |change: &Change| match change {
                 Change::Neighbour(neighbour) => neighbour.address == gateway && neighbour.reachable,
                 Change::Links(_) | Change::Drift => false,
@@ -539,7 +541,7 @@ fn changes_are_told_at_once() {
             until(&mut watch, there).await;
         }
         room.ip(&["addr flush dev far1"]);
-        asker.reconfirm(&name("wan1"), gateway).unwrap();
+        asker.reconfirm(wan1, gateway).unwrap();
         let gone = |change: &Change| match change {
             Change::Neighbour(neighbour) => neighbour.address == gateway && neighbour.mac.is_none(),
             Change::Links(_) | Change::Drift => false,

@@ -236,7 +236,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         journal,
         tasks,
     };
-    event_loop::run(parts).await?;
+    // As a task: what wakes the future that is blocked on costs a system call each time.
+    tokio::spawn(event_loop::run(parts)).await??;
     Ok(())
 }
 

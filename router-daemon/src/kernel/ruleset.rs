@@ -68,13 +68,7 @@ impl Table {
             ),
             _ => error,
         })?;
-        Ok(Self {
-            nft,
-            socket,
-            baseline: baseline.unwrap_or_default(),
-            baseline_file,
-            seen: None,
-        })
+        Ok(Self { nft, socket, baseline: baseline.unwrap_or_default(), baseline_file, seen: None })
     }
 
     /// Costs one question to the kernel while no nft transaction has happened anywhere in the namespace.

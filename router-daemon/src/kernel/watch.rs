@@ -13,7 +13,6 @@ use nix::libc::{
     NUD_REACHABLE, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK,
     RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE,
 };
-use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_core::{Emitable, ParseableParametrized};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::{
@@ -132,11 +131,11 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// Never waits.
-    pub fn reconfirm(&mut self, link: &IfName, address: IpAddr) -> io::Result<()> {
+    /// `link` is its index. Never waits.
+    pub fn reconfirm(&mut self, link: u32, address: IpAddr) -> io::Result<()> {
         let mut entry = NeighbourMessage::default();
         entry.header.family = af(Family::of(address)).into();
-        entry.header.ifindex = if_nametoindex(link.as_str())?;
+        entry.header.ifindex = link;
         entry.header.state = NeighbourState::Probe;
         entry.attributes.push(NeighbourAttribute::Destination(address.into()));
         let socket = match &mut self.socket {
