@@ -14,15 +14,14 @@ mod kernel {
     use aya_ebpf::maps::{Array, PerCpuArray};
     use aya_ebpf::programs::XdpContext;
 
-    /// One load for each of the two generators: allowed traffic, and a flood beside it.
     #[map]
-    static LOADS: Array<Load> = Array::with_max_entries(2, 0);
-    /// How many packets each has sent.
+    static LOADS: Array<Load> = Array::with_max_entries(1, 0);
+    /// How many packets were sent.
     #[map]
-    static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
-    /// What arrived with the destination port of each load.
+    static SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+    /// What arrived with the destination port of the load.
     #[map]
-    static ARRIVED: PerCpuArray<Count> = PerCpuArray::with_max_entries(2, 0);
+    static ARRIVED: PerCpuArray<Count> = PerCpuArray::with_max_entries(1, 0);
 
     const ETH: usize = 14;
     const IP: usize = 20;
@@ -30,19 +29,14 @@ mod kernel {
 
     #[xdp]
     fn generate(ctx: XdpContext) -> u32 {
-        send(&ctx, 0).unwrap_or(xdp_action::XDP_ABORTED)
+        send(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
     }
 
-    #[xdp]
-    fn flood(ctx: XdpContext) -> u32 {
-        send(&ctx, 1).unwrap_or(xdp_action::XDP_ABORTED)
-    }
-
-    /// The next packet of a load, in place of the frame.
+    /// The next packet of the load, in place of the frame.
     #[inline(always)]
-    fn send(ctx: &XdpContext, index: u32) -> Option<u32> {
-        let load = LOADS.get(index)?;
-        let sent = SENT.get_ptr_mut(index)?;
+    fn send(ctx: &XdpContext) -> Option<u32> {
+        let load = LOADS.get(0)?;
+        let sent = SENT.get_ptr_mut(0)?;
         // SAFETY: the pointer of a per-CPU element, which nothing else writes while this program runs.
         let nth = unsafe { *sent };
         // SAFETY: as above.
@@ -94,6 +88,12 @@ mod kernel {
     }
 
     #[inline(always)]
+    fn read<T>(at: usize) -> T {
+        // SAFETY: the caller has checked that the headers lie before the end of the packet.
+        unsafe { (at as *const T).read_unaligned() }
+    }
+
+    #[inline(always)]
     fn swap<T>(a: usize, b: usize) {
         // SAFETY: the caller has checked that the headers lie before the end of the packet.
         let (x, y) = unsafe { ((a as *const T).read_unaligned(), (b as *const T).read_unaligned()) };
@@ -101,44 +101,41 @@ mod kernel {
         write(b, x);
     }
 
+    /// Neither fragment nor options: what the generator sends. Everything else is the kernel's business, ARP above all.
+    #[inline(always)]
+    fn is_udp(data: usize, end: usize) -> bool {
+        data + ETH + IP + UDP <= end
+            && read::<u16>(data + 12) == 0x0800_u16.to_be()
+            && read::<u8>(data + ETH) == 0x45
+            && read::<u8>(data + ETH + 9) == 17
+    }
+
     /// Drops UDP: what comes back to where it was generated.
     #[xdp]
     fn swallow(ctx: XdpContext) -> u32 {
-        let (data, end) = (ctx.data(), ctx.data_end());
-        // SAFETY: within the packet, as is checked before.
-        if data + ETH + IP <= end && unsafe { *((data + ETH + 9) as *const u8) } == 17 {
-            return xdp_action::XDP_DROP;
-        }
-        xdp_action::XDP_PASS
+        if is_udp(ctx.data(), ctx.data_end()) { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
     }
 
     #[xdp]
     fn sink(ctx: XdpContext) -> u32 {
         let (data, end) = (ctx.data(), ctx.data_end());
-        if data + ETH + IP + UDP <= end {
-            // SAFETY: within the packet, as was checked.
-            let port = unsafe { ((data + ETH + IP + 2) as *const [u8; 2]).read_unaligned() };
-            for index in 0..2 {
-                if let (Some(load), Some(count)) = (LOADS.get(index), ARRIVED.get_ptr_mut(index))
-                    && load.destination_port == port
-                {
-                    // SAFETY: the pointer of a per-CPU element, which nothing else writes while this program runs.
-                    let count = unsafe { &mut *count };
-                    count.packets += 1;
-                    count.bytes += (end - data) as u64;
-                    if load.reflect == 0 {
-                        return xdp_action::XDP_DROP;
-                    }
-                    swap::<[u8; 6]>(data, data + 6);
-                    swap::<u32>(data + ETH + 12, data + ETH + 16);
-                    swap::<u16>(data + ETH + IP, data + ETH + IP + 2);
-                    // XDP_TX wakes a veth's other end only where that has a program too.
-                    // SAFETY: a helper without pointers.
-                    return unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) } as u32;
-                }
-            }
+        let (Some(load), Some(count)) = (LOADS.get(0), ARRIVED.get_ptr_mut(0)) else { return xdp_action::XDP_PASS };
+        if !is_udp(data, end) || read::<[u8; 2]>(data + ETH + IP + 2) != load.destination_port {
+            return xdp_action::XDP_PASS;
         }
-        xdp_action::XDP_PASS
+        // SAFETY: the pointer of a per-CPU element, which nothing else writes while this program runs.
+        let count = unsafe { &mut *count };
+        count.packets += 1;
+        count.bytes += (end - data) as u64;
+        if load.reflect == 0 {
+            return xdp_action::XDP_DROP;
+        }
+        swap::<[u8; 6]>(data, data + 6);
+        swap::<u32>(data + ETH + 12, data + ETH + 16);
+        swap::<u16>(data + ETH + IP, data + ETH + IP + 2);
+        // XDP_TX wakes a veth's other end only where that has a program too.
+        // SAFETY: a helper without pointers.
+        unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as u32 }
     }
 
     #[panic_handler]
