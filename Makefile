@@ -13,7 +13,7 @@ LAB := target/$(PROFILE)/lab
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
-	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon'
+	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files and of hostile packets'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
@@ -55,6 +55,7 @@ bench: root bpf
 	target/release/idle
 	target/release/testrun
 	target/release/cache
+	target/release/fastpath
 
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600

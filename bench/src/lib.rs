@@ -52,7 +52,11 @@ pub fn machine() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split_ascii_whitespace().next().unwrap_or("unknown");
-    format!("{cores} cores, Linux {}, load {load} before the measurement", kernel.trim())
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model);
+    let model = model.unwrap_or("processor unknown");
+    format!("{cores} cores ({model}), Linux {}, load {load} before the measurement", kernel.trim())
 }
 
 fn push(text: &mut String, part: std::fmt::Arguments<'_>) {
