@@ -122,13 +122,19 @@ impl Monitor {
             target.due = next_moment(now, target.phase, interval);
             (target.index, target.send(now))
         } else {
+            let patience = self.patience();
             let burst = self.burst.as_mut().filter(|burst| burst.due() <= now)?;
             // The targets take turns; those that are down already would tell nothing.
             let mut up: Vec<_> = self.targets.iter_mut().filter(|target| target.up == Some(true)).collect();
             let turn = usize::try_from(burst.sent).unwrap_or(0).checked_rem(up.len())?;
             burst.sent += 1;
             let target = up.get_mut(turn)?;
-            (target.index, target.send(now))
+            let (index, seq) = (target.index, target.send(now));
+            if burst.sent == BURST {
+                // A driver that gets no processor asks late; the answer is given its time all the same.
+                burst.end = burst.end.max(now + patience);
+            }
+            (index, seq)
         };
         Some(Probe { wan, target, seq, timeout })
     }
@@ -140,9 +146,14 @@ impl Monitor {
         if !self.running || !answers || !asks || self.burst.is_some() {
             return;
         }
+        let end = now + BURST_STEP * (BURST - 1) + self.patience();
+        self.burst = Some(Burst { doubt, began: now, sent: 0, end });
+    }
+
+    /// What the last probe of a burst is given.
+    fn patience(&self) -> Duration {
         let usual = self.targets.iter().filter_map(|target| target.window.mean()).max().unwrap_or_default();
-        let patience = (usual * 2).max(BURST_PATIENCE).min(self.probing.timeout.max(BURST_PATIENCE));
-        self.burst = Some(Burst { doubt, began: now, sent: 0, end: now + BURST_STEP * (BURST - 1) + patience });
+        (usual * 2).max(BURST_PATIENCE).min(self.probing.timeout.max(BURST_PATIENCE))
     }
 
     /// True if the target went up or down, or beyond a threshold or back, by it.
@@ -168,7 +179,9 @@ impl Monitor {
             let degraded = target.degraded();
             target.expire(now, probing) | (target.degraded() != degraded) | changed
         });
-        if let Some(burst) = self.burst.take_if(|burst| burst.end <= now) {
+        // With no target left that answers there is nobody to ask, and nothing to decide.
+        self.burst.take_if(|_| !self.targets.iter().any(|target| target.up == Some(true)));
+        if let Some(burst) = self.burst.take_if(|burst| burst.sent == BURST && burst.end <= now) {
             for target in self.targets.iter_mut().filter(|target| target.up == Some(true)) {
                 target.condemn(burst.began, probing);
                 changed = true;

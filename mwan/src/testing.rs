@@ -268,6 +268,18 @@ impl World {
         }
     }
 
+    /// Lets time pass in which the event loop gets no processor. What was answered meanwhile it sees before it looks
+    /// at its clock.
+    pub(crate) fn sleep(&mut self, span: Duration) {
+        let end = self.now + span;
+        while let Some(entry) = self.replies.first_entry().filter(|entry| entry.key().0 <= end) {
+            let reply = entry.remove();
+            self.handle(&Event::Reply(reply));
+        }
+        self.now = end;
+        self.handle(&Event::Timeout);
+    }
+
     /// The lines of these ids swallow everything; the others answer after 10 ms.
     pub(crate) fn silence(&mut self, wans: &[u8]) {
         let wans = wans.to_vec();

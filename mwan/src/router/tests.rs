@@ -74,6 +74,39 @@ fn one_answer_to_a_burst_dispels_the_doubt() {
 }
 
 #[test]
+fn a_driver_that_is_held_up_in_a_burst_does_not_lose_a_line_that_answers() {
+    for held_up in [ms(60), ms(300), secs(1)] {
+        let mut world = World::new(slow_site());
+        world.run(secs(6));
+        // Of the first probe nothing is heard; then nobody runs until the whole burst is overdue.
+        let first = world.sent;
+        world.answers = Box::new(move |_, _, nth| if nth <= first + 1 { Answer::Never } else { Answer::After(ms(10)) });
+        world.nothing_returns(3);
+        world.sleep(held_up);
+        world.run(secs(1));
+        assert_eq!(world.health(3), Health::Up, "{held_up:?}");
+        assert_eq!(world.line(3, Family::V4).failovers, 0);
+    }
+}
+
+#[test]
+fn a_burst_with_nobody_left_to_ask_is_over() {
+    let mut config = slow_site();
+    for wan in config.wans.values_mut() {
+        wan.probe.fall = nonzero(1);
+        wan.probe.targets.truncate(1);
+    }
+    let mut world = World::new(config);
+    world.run(secs(6));
+    world.answers = Box::new(|wan, _, _| if wan == 3 { Answer::Refused } else { Answer::After(ms(10)) });
+    world.nothing_returns(3);
+    // Which also sees to it that the event loop does not spin.
+    world.run(ms(500));
+    assert_eq!(world.health(3), Health::Down);
+    assert!(world.line(3, Family::V4).why.contains("(refused)"), "{}", world.line(3, Family::V4).why);
+}
+
+#[test]
 fn a_doubt_about_a_line_asks_three_times_on_that_line_alone() {
     let mut world = World::new(slow_site());
     world.run(secs(6));
