@@ -5,6 +5,8 @@
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tests::demo::wait_until_good;
 use tests::lab::{Temporary, binary};
 use tests::netns::{feed, run};
@@ -128,6 +130,28 @@ fn a_line_with_one_kind_of_target_is_judged_by_it() {
     lab.fail(3, "blackhole".parse().unwrap()).unwrap();
     wait_usable(&lab, "wan3", "v4", false).unwrap();
     wait_usable(&lab, "wan3", "v6", false).unwrap();
+}
+
+/// Whoever drops a flood has no processor left for the daemon. Answers that came meanwhile wait in its sockets.
+#[test]
+fn a_daemon_that_is_held_up_loses_no_answer_that_came_in_time() {
+    let Some(mut lab) = lab(&[(EVERYTHING[1..3].to_vec(), 1)]) else { return };
+    // Often an echo is under way.
+    lab.fail(1, "delay=35".parse().unwrap()).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let (_, pid) = lab.processes().find(|(what, _)| *what == "routerd").unwrap();
+    for _ in 0..30 {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        thread::sleep(Duration::from_millis(300));
+        kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+        thread::sleep(Duration::from_millis(130));
+    }
+    let status = status(&lab).unwrap();
+    for family in ["v4", "v6"] {
+        let lost = line(&status, "wan1", family)["loss_ratio"].as_f64().unwrap();
+        println!("{family}: {lost} lost");
+        assert!(lost < 0.08, "{family}: {lost} of the answers were lost");
+    }
 }
 
 /// A lab whose lines are probed with these targets and quorums, one entry for each line; `None` where labs cannot be.
