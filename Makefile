@@ -40,12 +40,14 @@ test: root bpf
 	cargo test --workspace
 	$(MAKE) guest
 
-# What the machine's own kernel may lack (8021q) is tried on Debian 13's, emulated; about a minute.
+# What the machine's own kernel may lack (8021q) is tried on Debian 13's, emulated, and so is whether its verifier takes
+# the programs and what they do there; about two minutes.
 guest: PACKAGES := $(GUEST_PACKAGES)
 guest: export QUADWAY_NFT = $(shell tests/root/nft)
 guest: root bpf
 	tests/guest/build target/lab/guest
-	tests/guest/run target/lab/guest $$(tests/guest/program router-daemon trunk) --nocapture
+	tests/guest/run target/lab/guest sh -c '"$$1" --nocapture && "$$2" --nocapture' both \
+	    $$(tests/guest/program router-daemon trunk) $$(tests/guest/program ebpf golden)
 
 bench: root bpf
 	cargo build --workspace --release
