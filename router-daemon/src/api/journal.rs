@@ -1,13 +1,15 @@
 //! The journal as a stream for people: the lines of every file there is, the oldest first, then those to come.
 //! A file is read to its end before the next one is opened, however often the files change their names meanwhile.
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use mwan::journal::{Teller, Told};
+use mwan::event::{Notice, Outcome, Request};
+use mwan::journal::{Teller, Told, What};
 use serde::{Deserialize, Serialize};
-use tokio::fs::{self, File};
+use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::event_loop::{FILES, numbered};
@@ -19,6 +21,93 @@ pub struct JournalLine {
     pub time: Option<String>,
     #[serde(flatten)]
     pub told: Told,
+}
+
+/// A line for what came in, if that is worth one, and a line for each thing that came of it.
+impl fmt::Display for JournalLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = self.time.as_deref().unwrap_or("-");
+        let Told { what, notices, decision, .. } = &self.told;
+        let came_in = match what {
+            What::Start { .. } => Some("routerd started".to_owned()),
+            What::Checkpoint { .. } => Some("(the journal goes on in another file)".to_owned()),
+            What::Config { site, digest } => {
+                Some(format!("configuration {} of {site}", digest.get(..12).unwrap_or(digest)))
+            }
+            What::Request(Request::Drain { wan }) => Some(format!("an operator drains {wan}")),
+            What::Request(Request::Undrain { wan }) => Some(format!("an operator takes {wan} back into use")),
+            What::Request(Request::FailTest { wan, span }) => {
+                Some(format!("an operator declares {wan} lost for {}", humantime::format_duration(*span)))
+            }
+            What::Reply { wan, target, seq, outcome } => {
+                let told = match outcome {
+                    Outcome::Answered { rtt } => format!("answered after {:.2} ms", rtt.as_secs_f64() * 1e3),
+                    Outcome::Failed { why } => format!("failed: {why:?}"),
+                };
+                Some(format!("probe {seq} of line {wan} to its target {target}: {told}"))
+            }
+            What::Silence { wan, flows, span } => {
+                Some(format!("line {wan} brought nothing back to {flows} flows for {} ms", span.as_millis()))
+            }
+            What::Traffic => Some("the lines' traffic was compared".to_owned()),
+            What::InForce => Some("the kernel has the configuration; probing begins".to_owned()),
+            What::Links => Some("links changed".to_owned()),
+            What::Neighbour => Some("a gateway was seen".to_owned()),
+            What::Timeout { probes: 0 } => Some("a deadline passed".to_owned()),
+            What::Timeout { probes } => Some(format!("{probes} probes sent")),
+        };
+        // What an event came to says more than the event.
+        let dull = matches!(
+            what,
+            What::Reply { .. }
+                | What::Links
+                | What::Neighbour
+                | What::Traffic
+                | What::Timeout { .. }
+                | What::Checkpoint { .. }
+        );
+        let told: Vec<_> = came_in
+            .filter(|_| !dull || notices.is_empty())
+            .into_iter()
+            .map(|came_in| match decision {
+                Some(_) if notices.is_empty() => format!("{time} {came_in}; the choice of lines changed"),
+                Some(_) | None => format!("{time} {came_in}"),
+            })
+            .chain(
+                notices
+                    .iter()
+                    .filter(|told| !matches!(told, Notice::Configured { .. }))
+                    .map(|told| format!("{time} {}", notice(told))),
+            )
+            .collect();
+        f.write_str(&told.join("\n"))
+    }
+}
+
+/// A notice told to a person.
+pub fn notice(notice: &Notice) -> String {
+    let names = |wans: &[config::units::WanName]| match wans {
+        [] => "no line".to_owned(),
+        wans => wans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    match notice {
+        Notice::Health { wan, family, from, to, why } => {
+            format!("{wan} {family}: {} -> {}: {why}", from.word(), to.word())
+        }
+        Notice::BadTarget { target, bad: true } => format!("{target} fails on every line: not counted"),
+        Notice::BadTarget { target, bad: false } => format!("{target} is counted again"),
+        Notice::IspOutage { family, outage: true, wans } => format!("ISP outage in {family}: {}", names(wans)),
+        Notice::IspOutage { family, outage: false, .. } => format!("ISP outage in {family} is over"),
+        Notice::PolicyUses { policy, family, uses } => format!("{policy} {family} uses {}", names(uses)),
+        Notice::Configured { digest } => format!("config {}", digest.get(..12).unwrap_or(digest)),
+        Notice::GatewayMac { wan, family, mac } => match mac {
+            Some(mac) => {
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                format!("the gateway of {wan} {family} is at {mac}")
+            }
+            None => format!("the gateway of {wan} {family} does not answer"),
+        },
+    }
 }
 
 /// A place in the journal.
@@ -91,7 +180,7 @@ impl Tail {
     /// The number this file has at this moment. Its inode belongs to nobody else while it is open.
     async fn place(&self) -> Option<usize> {
         for number in 0..FILES {
-            let metadata = fs::metadata(numbered(&self.path, number)).await;
+            let metadata = tokio::fs::metadata(numbered(&self.path, number)).await;
             if metadata.is_ok_and(|metadata| metadata.ino() == self.inode) {
                 return Some(number);
             }

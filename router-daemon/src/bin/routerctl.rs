@@ -11,10 +11,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Parser, Subcommand};
 use mwan::asserts::{self, BrokenAssert};
-use mwan::event::{Notice, Outcome, Request};
-use mwan::journal::{self, ReplayReport, Told, What};
+use mwan::journal::{self, ReplayReport};
 use router_daemon::api::client::{Client, ClientError};
-use router_daemon::api::journal::JournalLine;
+use router_daemon::api::journal::{JournalLine, notice};
 use router_daemon::api::protocol::Call;
 use router_daemon::ask::ApplyReport;
 use router_daemon::difference::Difference;
@@ -228,7 +227,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Command::Journal { follow, all } => {
             let call = Call::Journal { follow: *follow, all: *all };
-            stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| Some(journal_line(&line))))
+            stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| Some(line.to_string())))
         }
         Command::Replay { file, config } => replay(file, config.as_deref(), json),
         Command::Version => {
@@ -355,92 +354,8 @@ fn replayed(report: &ReplayReport, other: bool) -> String {
     text + &verdict
 }
 
-/// A line for what came in, if that is worth one, and a line for each thing that came of it.
-fn journal_line(line: &JournalLine) -> String {
-    let time = line.time.as_deref().unwrap_or("-");
-    let Told { what, notices, decision, .. } = &line.told;
-    let came_in = match what {
-        What::Start { .. } => Some("routerd started".to_owned()),
-        What::Checkpoint { .. } => Some("(the journal goes on in another file)".to_owned()),
-        What::Config { site, digest } => {
-            Some(format!("configuration {} of {site}", digest.get(..12).unwrap_or(digest)))
-        }
-        What::Request(Request::Drain { wan }) => Some(format!("an operator drains {wan}")),
-        What::Request(Request::Undrain { wan }) => Some(format!("an operator takes {wan} back into use")),
-        What::Request(Request::FailTest { wan, span }) => {
-            Some(format!("an operator declares {wan} lost for {}", humantime::format_duration(*span)))
-        }
-        What::Reply { wan, target, seq, outcome } => {
-            let told = match outcome {
-                Outcome::Answered { rtt } => format!("answered after {:.2} ms", rtt.as_secs_f64() * 1e3),
-                Outcome::Failed { why } => format!("failed: {why:?}"),
-            };
-            Some(format!("probe {seq} of line {wan} to its target {target}: {told}"))
-        }
-        What::Silence { wan, flows, span } => {
-            Some(format!("line {wan} brought nothing back to {flows} flows for {} ms", span.as_millis()))
-        }
-        What::Traffic => Some("the lines' traffic was compared".to_owned()),
-        What::InForce => Some("the kernel has the configuration; probing begins".to_owned()),
-        What::Links => Some("links changed".to_owned()),
-        What::Neighbour => Some("a gateway was seen".to_owned()),
-        What::Timeout { probes: 0 } => Some("a deadline passed".to_owned()),
-        What::Timeout { probes } => Some(format!("{probes} probes sent")),
-    };
-    // What an event came to says more than the event.
-    let dull = matches!(
-        what,
-        What::Reply { .. }
-            | What::Links
-            | What::Neighbour
-            | What::Traffic
-            | What::Timeout { .. }
-            | What::Checkpoint { .. }
-    );
-    let told: Vec<_> = came_in
-        .filter(|_| !dull || notices.is_empty())
-        .into_iter()
-        .map(|came_in| match decision {
-            Some(_) if notices.is_empty() => format!("{time} {came_in}; the choice of lines changed"),
-            Some(_) | None => format!("{time} {came_in}"),
-        })
-        .chain(
-            notices
-                .iter()
-                .filter(|told| !matches!(told, Notice::Configured { .. }))
-                .map(|told| format!("{time} {}", notice(told))),
-        )
-        .collect();
-    told.join("\n")
-}
-
 fn wall_time(micros: u64) -> String {
     humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + Duration::from_micros(micros)).to_string()
-}
-
-fn notice(notice: &Notice) -> String {
-    let names = |wans: &[config::units::WanName]| match wans {
-        [] => "no line".to_owned(),
-        wans => wans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-    };
-    match notice {
-        Notice::Health { wan, family, from, to, why } => {
-            format!("{wan} {family}: {} -> {}: {why}", from.word(), to.word())
-        }
-        Notice::BadTarget { target, bad: true } => format!("{target} fails on every line: not counted"),
-        Notice::BadTarget { target, bad: false } => format!("{target} is counted again"),
-        Notice::IspOutage { family, outage: true, wans } => format!("ISP outage in {family}: {}", names(wans)),
-        Notice::IspOutage { family, outage: false, .. } => format!("ISP outage in {family} is over"),
-        Notice::PolicyUses { policy, family, uses } => format!("{policy} {family} uses {}", names(uses)),
-        Notice::Configured { digest } => format!("config {}", digest.get(..12).unwrap_or(digest)),
-        Notice::GatewayMac { wan, family, mac } => match mac {
-            Some(mac) => {
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-                format!("the gateway of {wan} {family} is at {mac}")
-            }
-            None => format!("the gateway of {wan} {family} does not answer"),
-        },
-    }
 }
 
 fn stream(
