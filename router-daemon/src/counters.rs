@@ -12,6 +12,7 @@ use mwan::state::{PortMode, ZoneId, as_pairs};
 use serde::{Deserialize, Serialize};
 
 use crate::flows::Carried;
+use crate::talkers::Tally;
 
 /// Counted since our table was first loaded. A pair is the interface a packet came in by and the one it would
 /// have left by.
@@ -37,6 +38,26 @@ pub struct Counters {
     pub flows: BTreeMap<(WanId, Family), u64>,
     #[serde(default)]
     pub fast_path: FastCount,
+    /// Every link of the namespace.
+    #[serde(default)]
+    pub links: BTreeMap<IfName, LinkCount>,
+}
+
+/// What a link has carried since it came to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCount {
+    pub up: bool,
+    pub carrier: bool,
+    /// `None` where the driver does not say.
+    pub speed_megabits: Option<u32>,
+    pub received: Count,
+    pub sent: Count,
+    pub receive_errors: u64,
+    pub send_errors: u64,
+    pub receive_drops: u64,
+    pub send_drops: u64,
+    /// Addresses beside it that answered at some time and are remembered.
+    pub neighbours: u64,
 }
 
 /// The fast path, and what it counted since its maps were made.
@@ -116,9 +137,12 @@ pub struct Count {
 
 /// Reads the counters. Each status and each scrape calls it once.
 #[derive(Clone)]
-pub struct CounterSource(Arc<dyn Fn() -> Reading + Send + Sync>);
+pub struct CounterSource {
+    read: Source<Counters>,
+    talkers: Source<Tally>,
+}
 
-type Reading = Pin<Box<dyn Future<Output = io::Result<Counters>> + Send>>;
+type Source<T> = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<T>> + Send>> + Send + Sync>;
 
 impl CounterSource {
     pub fn new<F, R>(read: F) -> Self
@@ -126,7 +150,18 @@ impl CounterSource {
         F: Fn() -> R + Send + Sync + 'static,
         R: Future<Output = io::Result<Counters>> + Send + 'static,
     {
-        Self(Arc::new(move || Box::pin(read())))
+        let nobody = || -> Pin<Box<dyn Future<Output = _> + Send>> { Box::pin(async { Ok(Tally::default()) }) };
+        Self { read: Arc::new(move || Box::pin(read())), talkers: Arc::new(nobody) }
+    }
+
+    /// With a walk through the live flows. Without it there are none.
+    #[must_use]
+    pub fn with_talkers<F, R>(self, walk: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = io::Result<Tally>> + Send + 'static,
+    {
+        Self { talkers: Arc::new(move || Box::pin(walk())), ..self }
     }
 
     /// Always these, for tests and for a kernel that counts nothing.
@@ -135,7 +170,11 @@ impl CounterSource {
     }
 
     pub async fn read(&self) -> io::Result<Counters> {
-        (self.0)().await
+        (self.read)().await
+    }
+
+    pub async fn talkers(&self) -> io::Result<Tally> {
+        (self.talkers)().await
     }
 }
 

@@ -18,7 +18,7 @@ use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, Wa
 use mwan::state::{PortMode, ZoneId};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters, FastCount, FastPort, Fed};
+use crate::counters::{Count, Counters, FastCount, FastPort, Fed, LinkCount};
 use crate::event_log::{self, Denied, Logged, packet};
 
 pub(crate) fn config() -> Config {
@@ -209,6 +209,19 @@ pub(crate) fn counters() -> Counters {
         spoofed: BTreeMap::from([("vlan50".parse().unwrap(), Count { packets: 1, bytes: 60 })]),
         chosen: BTreeMap::from([(wan(1), Count { packets: 1200, bytes: 72_000 })]),
         flows: BTreeMap::from([((wan(1), Family::V4), 118)]),
+        links: BTreeMap::from([(
+            "wan1".parse().unwrap(),
+            LinkCount {
+                up: true,
+                carrier: true,
+                speed_megabits: Some(1000),
+                received: Count { packets: 9_000, bytes: 7_000_000 },
+                sent: Count { packets: 4_000, bytes: 400_000 },
+                receive_errors: 1,
+                neighbours: 1,
+                ..LinkCount::default()
+            },
+        )]),
         fast_path: FastCount {
             on: true,
             reason: None,

@@ -19,9 +19,10 @@ use mwan::{KernelState, Step};
 use self::burial::Burials;
 pub use self::conntrack::Tuple;
 use self::fast_path::FastPath;
-use self::netlink::{NETLINK_NETFILTER, Socket};
+use self::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
 use self::rtnl::Rtnl;
 use crate::counters::Counters;
+use crate::talkers::Tally;
 
 mod burial;
 mod conntrack;
@@ -30,6 +31,7 @@ pub mod fake;
 pub mod fast_path;
 pub mod feeder;
 pub mod foreign;
+mod interfaces;
 mod kick;
 mod links;
 mod listing;
@@ -178,7 +180,20 @@ pub async fn counters() -> io::Result<Counters> {
     // Some hundred thousand flows take a tenth of a second to count.
     aside(|| {
         let mut socket = Socket::open(NETLINK_NETFILTER)?;
-        Ok(Counters { flows: conntrack::count(&mut socket)?, ..elements::counters(&mut socket)? })
+        let links = interfaces::links(&mut Socket::open(NETLINK_ROUTE)?)?;
+        Ok(Counters { flows: conntrack::count(&mut socket)?, links, ..elements::counters(&mut socket)? })
+    })
+    .await
+}
+
+/// The live flows by line and by who opened them. As long a walk as that of [`counters`].
+pub async fn talkers() -> io::Result<Tally> {
+    aside(|| {
+        let mut tally = Tally::default();
+        conntrack::each(&mut Socket::open(NETLINK_NETFILTER)?, |class, source, bytes| {
+            tally.add(class.map(|class| class.wan), source, bytes);
+        })?;
+        Ok(tally)
     })
     .await
 }

@@ -17,3 +17,4 @@ pub mod probe;
 pub mod reconcile;
 mod resolve;
 pub mod status;
+pub mod talkers;

@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use config::Config;
-use config::model::{LastResort, Wan};
+use config::model::{Allow, Cell, Internet, LastResort, Permit, PortRole, Wan};
 use config::units::{Family, IfName};
 use mwan::event::Health;
 use mwan::router::{LineStatus, WanStatus};
@@ -14,7 +14,7 @@ use mwan::state::ZoneId;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters, FastCount, mode_word};
+use crate::counters::{Count, Counters, FastCount, LinkCount, mode_word};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -43,6 +43,34 @@ pub struct Status {
     /// What others do with the bits of marks that are ours, told to a person.
     #[serde(default)]
     pub foreign_marks: Vec<String>,
+    /// The ports of the site file, and the interfaces of the lines.
+    #[serde(default)]
+    pub ports: Vec<PortLine>,
+    /// What the matrix allows between VLANs, in the order of the site file.
+    #[serde(default)]
+    pub entries: Vec<EntryLine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortLine {
+    pub name: String,
+    /// `wan wan1`, `access dev`, `trunk dev compute`, `reserved`, `unmapped`.
+    pub role: String,
+    /// `None` where there is no such interface.
+    pub link: Option<LinkCount>,
+}
+
+/// An entry of the matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryLine {
+    pub name: String,
+    pub from: String,
+    pub to: String,
+    /// `any`, or services by name; those of some hosts only are marked with `*`.
+    pub services: Vec<String>,
+    pub enabled: bool,
+    /// Of the site file.
+    pub line: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,6 +158,12 @@ pub struct VlanLine {
     pub denied_packets: u64,
     pub denied_input_packets: u64,
     pub spoofed_packets: u64,
+    /// What it may open towards the Internet: `any`, or egress sets by name.
+    #[serde(default)]
+    pub internet: Vec<String>,
+    /// `None` while there is no such interface.
+    #[serde(default)]
+    pub link: Option<LinkCount>,
 }
 
 /// What passed and what did not between two zones. Only pairs that counted something.
@@ -165,6 +199,8 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         counters_missing: counters.as_ref().err().cloned(),
         fast_path: counted.fast_path.clone(),
         foreign_marks: Vec::new(),
+        ports: Vec::new(),
+        entries: Vec::new(),
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());
@@ -178,6 +214,8 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         status.policies = policies(view, config);
         status.vlans = vlans(config, counted);
         status.cells = cells(config, counted);
+        status.ports = ports(config, counted);
+        status.entries = entries(config);
         let by_zone = |counts: &BTreeMap<IfName, Count>| {
             counts.iter().map(|(interface, count)| (zone_behind(config, interface), count.packets)).collect()
         };
@@ -280,9 +318,58 @@ fn vlans(config: &Config, counters: &Counters) -> Vec<VlanLine> {
                 denied_packets: of_pairs(&counters.denied),
                 denied_input_packets: of_interface(&counters.denied_input),
                 spoofed_packets: of_interface(&counters.spoofed),
+                internet: match &vlan.internet {
+                    Internet::None => Vec::new(),
+                    Internet::Any => vec!["any".to_owned()],
+                    Internet::Sets(sets) => sets.iter().map(ToString::to_string).collect(),
+                },
+                link: counters.links.get(&vlan.interface).cloned(),
             }
         })
         .collect()
+}
+
+fn ports(config: &Config, counters: &Counters) -> Vec<PortLine> {
+    let mut roles =
+        config.wans.values().map(|wan| (&wan.interface, format!("wan {}", wan.name))).collect::<BTreeMap<_, _>>();
+    for (name, port) in &config.ports {
+        let role = match &port.role {
+            PortRole::Wan(wan) => format!("wan {wan}"),
+            PortRole::Access(vlan) => format!("access {vlan}"),
+            PortRole::Trunk { native, tagged } => {
+                let names = native.iter().chain(tagged).map(ToString::to_string).collect::<Vec<_>>();
+                format!("trunk {}", names.join(" "))
+            }
+            PortRole::Reserved => "reserved".to_owned(),
+            PortRole::Unmapped => "unmapped".to_owned(),
+        };
+        roles.insert(name, role);
+    }
+    let line = |(name, role): (&IfName, String)| PortLine {
+        name: name.to_string(),
+        role,
+        link: counters.links.get(name).cloned(),
+    };
+    roles.into_iter().map(line).collect()
+}
+
+fn entries(config: &Config) -> Vec<EntryLine> {
+    let services = |allow: &Allow| match allow {
+        Allow::Any => vec!["any".to_owned()],
+        Allow::Services(permits) => {
+            let some = |permit: &Permit| if permit.hosts.is_some() { "*" } else { "" };
+            permits.iter().map(|permit| format!("{}{}", permit.service, some(permit))).collect()
+        }
+    };
+    let line = |cell: &Cell| EntryLine {
+        name: cell.name.clone(),
+        from: cell.from.to_string(),
+        to: cell.to.to_string(),
+        services: services(&cell.allow),
+        enabled: cell.enabled,
+        line: cell.line.0,
+    };
+    config.cells.iter().map(line).collect()
 }
 
 fn cells(config: &Config, counters: &Counters) -> Vec<CellCount> {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ask::Refusal;
+use crate::talkers::MOST_TOLD;
 
 /// The one version there is.
 pub const VERSION: u32 = 1;
@@ -39,6 +40,11 @@ pub enum Call {
         #[serde(default)]
         follow: bool,
     },
+    /// The live flows, by line and by who opened them: the largest groups, at most `most`.
+    Flows {
+        #[serde(default = "most_told")]
+        most: usize,
+    },
     /// What the journal's lines tell, probes left out unless `all`; with `follow`, those to come too.
     Journal {
         #[serde(default)]
@@ -67,6 +73,7 @@ impl Call {
             | Self::Plan { .. }
             | Self::Explain { .. }
             | Self::Denied { .. }
+            | Self::Flows { .. }
             | Self::Journal { .. } => false,
             Self::Apply { .. } | Self::Drain { .. } | Self::Undrain { .. } | Self::FailTest { .. } => true,
         }
@@ -81,6 +88,7 @@ impl Call {
             Self::Apply { .. } => "apply",
             Self::Explain { .. } => "explain",
             Self::Denied { .. } => "denied",
+            Self::Flows { .. } => "flows",
             Self::Journal { .. } => "journal",
             Self::Drain { .. } => "drain",
             Self::Undrain { .. } => "undrain",
@@ -171,6 +179,10 @@ fn line(value: &impl Serialize) -> String {
     text
 }
 
+fn most_told() -> usize {
+    MOST_TOLD
+}
+
 #[derive(Serialize)]
 struct Request<'a> {
     v: u32,
@@ -208,6 +220,7 @@ mod tests {
                 r#"{"v":1,"call":"explain","source":"app","destination":"nas","service":"tcp/22"}"#,
             ),
             (Call::Denied { follow: true }, r#"{"v":1,"call":"denied","follow":true}"#),
+            (Call::Flows { most: 20 }, r#"{"v":1,"call":"flows","most":20}"#),
             (Call::Journal { follow: false, all: true }, r#"{"v":1,"call":"journal","follow":false,"all":true}"#),
             (Call::Drain { wan: "wan1".into() }, r#"{"v":1,"call":"drain","wan":"wan1"}"#),
             (Call::Undrain { wan: "wan1".into() }, r#"{"v":1,"call":"undrain","wan":"wan1"}"#),

@@ -3,7 +3,7 @@
 //! | peer | may |
 //! |---|---|
 //! | root, or a member of the group `quadway` | everything |
-//! | a member of the group `quadway-read` | ask: status, explain, plan, denied, journal |
+//! | a member of the group `quadway-read` | ask: status, explain, plan, denied, flows, journal |
 //! | anybody else | nothing, and is told so |
 //!
 //! The kernel names the peer (`SO_PEERCRED`); supplementary groups are looked up by its user. The socket's mode
@@ -38,6 +38,7 @@ use crate::difference::{self, Difference};
 use crate::event_log::EventLog;
 use crate::kernel::foreign::Foreign;
 use crate::status::{self, Status};
+use crate::talkers::MOST_TOLD;
 
 /// Where answers come from.
 #[derive(Debug, Clone)]
@@ -187,6 +188,7 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
             | Call::Apply { .. }
             | Call::Explain { .. }
             | Call::Denied { .. }
+            | Call::Flows { .. }
             | Call::Drain { .. }
             | Call::Undrain { .. }
             | Call::FailTest { .. }) => {
@@ -233,6 +235,7 @@ impl Core {
             Call::Apply { text } => ok(&self.apply(text).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
             Call::Denied { .. } => ok(&json!({"groups": self.denied.groups()})),
+            Call::Flows { most } => self.flows(most).await?,
             Call::Drain { wan } => self.operate(Request::Drain { wan: wan_name(&wan)? }).await?,
             Call::Undrain { wan } => self.operate(Request::Undrain { wan: wan_name(&wan)? }).await?,
             Call::FailTest { wan, milliseconds } => {
@@ -255,6 +258,17 @@ impl Core {
             flows_that_die,
             warnings,
         })
+    }
+
+    async fn flows(&self, most: usize) -> Result<Answer, Refusal> {
+        let Some(config) = self.view().await?.config else {
+            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
+        };
+        match tokio::time::timeout(VIEW_TIMEOUT, self.counters.talkers()).await {
+            Ok(Ok(tally)) => Ok(ok(&tally.told(&config, most.min(MOST_TOLD)))),
+            Ok(Err(error)) => Err(refusal("kernel", format!("the flows cannot be read: {error}"))),
+            Err(_) => Err(refusal("timeout", "the kernel did not list its flows in time".to_owned())),
+        }
     }
 
     async fn operate(&self, request: Request) -> Result<Answer, Refusal> {
@@ -397,6 +411,7 @@ mod tests {
     use super::*;
     use crate::ask::ApplyReport;
     use crate::fixture;
+    use crate::talkers::Tally;
 
     #[test]
     fn the_groups_make_the_role() {
@@ -516,6 +531,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn flows_are_told_by_line_and_host() {
+        let mut client = Peer::of(Role::Reader, core());
+        let told = client.ask(r#"{"v":1,"call":"flows"}"#).await;
+        assert_eq!(told["ok"]["groups"][0]["host"], "dev1", "{told}");
+        let none = client.ask(r#"{"v":1,"call":"flows","most":0}"#).await;
+        assert_eq!(none["ok"]["flows_left_out"], 1, "{none}");
+    }
+
+    #[tokio::test]
     async fn a_stopping_daemon_says_so() {
         let core = Core { asks: mpsc::channel(1).0, ..core() };
         let mut client = Peer::of(Role::Reader, core);
@@ -544,7 +568,11 @@ mod tests {
                 }
             }
         });
-        let counters = CounterSource::fixed(fixture::counters());
+        let counters = CounterSource::fixed(fixture::counters()).with_talkers(|| {
+            let mut tally = Tally::default();
+            tally.add(config::units::WanId::new(1), "10.10.50.7".parse().unwrap(), None);
+            std::future::ready(Ok(tally))
+        });
         Core { asks, counters, denied: EventLog::default(), journal: None, foreign: None }
     }
 

@@ -215,7 +215,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         counters: CounterSource::new(move || {
             let fast_path = fast_path.clone();
             async move { Ok(Counters { fast_path: fast_path.read().await?, ..kernel::counters().await? }) }
-        }),
+        })
+        .with_talkers(kernel::talkers),
         denied,
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         foreign: Some(foreign),

@@ -88,6 +88,27 @@ pub(crate) fn count(socket: &mut Socket) -> io::Result<BTreeMap<(WanId, Family),
     Ok(flows)
 }
 
+/// Every flow: its class, who opened it, and the bytes of both directions where they are counted.
+pub(crate) fn each(
+    socket: &mut Socket,
+    mut told: impl FnMut(Option<FlowClass>, IpAddr, Option<u64>),
+) -> io::Result<()> {
+    let all = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0]);
+    // For people: a part that is missing or told twice does no harm.
+    socket.dump_into(all, |message| {
+        let attributes = message.attributes(NFGENMSG);
+        let family = message.body.first().copied().and_then(family_of);
+        let mark = Mark(attributes.be32(CTA_MARK).unwrap_or_default());
+        let bytes = [CTA_COUNTERS_ORIG, CTA_COUNTERS_REPLY]
+            .map(|direction| attributes.nested(direction).be64(CTA_COUNTERS_BYTES));
+        let bytes = bytes.iter().flatten().copied().reduce(u64::saturating_add);
+        if let (Some(family), Some(there)) = (family, tuple(attributes.nested(CTA_TUPLE_ORIG))) {
+            told(FlowClass::from_mark(family, mark), there.source, bytes);
+        }
+    })?;
+    Ok(())
+}
+
 /// Every flow that `condemned` says yes to, by its mark and the tuples of its two directions: how many there are and,
 /// with `end`, ended one by one.
 pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple, Tuple) -> bool, end: bool) -> io::Result<u64> {
@@ -234,11 +255,14 @@ const CTA_PROTOINFO: u16 = 4;
 const CTA_HELP: u16 = 5;
 const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
+const CTA_COUNTERS_ORIG: u16 = 9;
+const CTA_COUNTERS_REPLY: u16 = 10;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_MARK_MASK: u16 = 21;
 const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_COUNTERS_BYTES: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
