@@ -73,6 +73,17 @@ pub enum Failure {
     CannotSend,
 }
 
+impl Failure {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::WrongAnswer => "wrong answer",
+            Self::CannotSend => "cannot send",
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {

@@ -6,6 +6,7 @@ pub mod compile;
 pub mod damping;
 pub mod decide;
 pub mod event;
+pub mod evidence;
 pub mod explain;
 pub mod fate;
 #[cfg(test)]

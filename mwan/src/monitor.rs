@@ -25,6 +25,7 @@ use config::units::{Family, WanId};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Failure, Outcome, Probe, Reply};
+use crate::evidence::Sight;
 use crate::router::TargetStatus;
 use crate::time::Time;
 
@@ -251,6 +252,25 @@ impl Monitor {
     fn shaky(&self, target: &TargetMonitor, now: Time) -> bool {
         let overdue = |probe: &Pending| now.since(probe.sent) > self.probing.timeout / 2;
         target.losses > 0 || target.pending.front().is_some_and(overdue)
+    }
+
+    /// The doubt the line was lost by, if it was.
+    pub fn convicted(&self) -> Option<Doubt> {
+        self.convicted
+    }
+
+    /// Its targets at this moment; whether they fail elsewhere is for others to say.
+    pub fn sights(&self, now: Time) -> Vec<Sight> {
+        let sight = |target: &TargetMonitor| Sight {
+            target: target.target.to_string(),
+            up: target.up,
+            bad: target.excuse.is_some(),
+            losses: target.losses,
+            silent: (target.losses > 0).then(|| now.since(target.silent_since)),
+            failure: target.failure,
+            elsewhere: false,
+        };
+        self.targets.iter().map(sight).collect()
     }
 
     pub fn running(&self) -> bool {
@@ -529,14 +549,10 @@ impl TargetMonitor {
     }
 
     fn name_with_failure(&self) -> String {
-        let failure = match self.failure {
-            None => return self.target.to_string(),
-            Some(Failure::Unreachable) => "unreachable",
-            Some(Failure::Refused) => "refused",
-            Some(Failure::WrongAnswer) => "wrong answer",
-            Some(Failure::CannotSend) => "cannot send",
-        };
-        format!("{} ({failure})", self.target)
+        match self.failure {
+            None => self.target.to_string(),
+            Some(failure) => format!("{} ({})", self.target, failure.word()),
+        }
     }
 
     fn status(&self) -> TargetStatus {
@@ -619,9 +635,9 @@ impl Window {
 
 /// Probes that look into a doubt, and the time between two of them.
 pub const BURST: u32 = 3;
-const BURST_STEP: Duration = Duration::from_millis(20);
+pub(crate) const BURST_STEP: Duration = Duration::from_millis(20);
 /// The least time the last of them is given; else twice what a round trip takes usually.
-const BURST_PATIENCE: Duration = Duration::from_millis(30);
+pub(crate) const BURST_PATIENCE: Duration = Duration::from_millis(30);
 /// Answers until latency and jitter are worth comparing.
 const ENOUGH: u32 = 8;
 

@@ -26,6 +26,7 @@ use crate::compile::{Waiting, compile, unresolved};
 use crate::damping::Damping;
 use crate::decide::{Chooser, Decision, Facts, Standing, Standings};
 use crate::event::{Event, Health, Notice, Probe, Request};
+use crate::evidence::{Blame, Evidence, Ground, Other, Sight, Stood};
 use crate::fate::{self, SharedFate, TOGETHER};
 use crate::links::Links;
 use crate::monitor::{Doubt, Monitor, Verdict};
@@ -253,6 +254,8 @@ impl Router {
             probes_lost: line.monitor.lost(),
             targets: line.monitor.status(),
             gateway_mac: self.gateway_mac(wan, family),
+            changed: line.changed.clone(),
+            lost: line.lost.clone(),
         };
         let wans = config.wans.values().map(|wan| WanStatus {
             name: wan.name.clone(),
@@ -446,6 +449,25 @@ impl Router {
             .filter(|id| !outage && seen.get(id) == Some(&Seen::Probed(Verdict::Silent)) && waits(*id))
             .collect();
 
+        // What each of the others is to one that is lost, before any of them is judged.
+        let stood: BTreeMap<WanId, Other> = seen
+            .keys()
+            .filter_map(|id| {
+                let line = lines.get(&(*id, family))?;
+                let stood = if recent.contains(id) {
+                    Stood::LostToo
+                } else if !line.in_service() {
+                    Stood::Out
+                } else if line.monitor.suspicious(now) {
+                    Stood::Doubtful
+                } else {
+                    Stood::Fine
+                };
+                Some((*id, Other { wan: line.name.clone(), stood }))
+            })
+            .collect();
+
+        let mut changed = Vec::new();
         for (id, seen) in seen {
             let Some(line) = lines.get_mut(&(id, family)) else { continue };
             if waiting.contains(&id) && now.since(*line.silent_since.get_or_insert(now)) < TOGETHER {
@@ -457,13 +479,38 @@ impl Router {
                 line.failovers += 1;
                 line.damping.flap(&line.wan.probe, now);
             }
-            notices.extend(line.become_seen(seen, family, now));
+            let before = line.health;
+            if let Some(notice) = line.become_seen(seen, family, now) {
+                changed.push((id, before, seen));
+                notices.push(notice);
+            }
+        }
+        for (id, from, seen) in changed {
+            let Some(mut evidence) = evidence(lines, id, family, (from, seen), now) else { continue };
+            let loss = evidence.is_loss();
+            if loss {
+                let others = stood.iter().filter(|(other, _)| **other != id);
+                evidence.others = others.map(|(_, other)| other.clone()).collect();
+                let blame = Blame::of(evidence.ground, &evidence.targets, &evidence.others, outage || fate.outage());
+                evidence.blame = Some(blame);
+            }
+            let Some(line) = lines.get_mut(&(id, family)) else { continue };
+            if loss {
+                line.lost = Some(evidence.clone());
+            }
+            line.changed = Some(evidence);
         }
 
         if outage {
             for id in &recent {
                 if let Some(line) = lines.get_mut(&(*id, family)) {
                     line.damping.forgive();
+                    // Of those lost before the one that made it an outage nobody knew.
+                    for evidence in line.lost.iter_mut().chain(&mut line.changed) {
+                        if evidence.is_loss() && evidence.blame != Some(Blame::Operator) {
+                            evidence.blame = Some(Blame::Isp);
+                        }
+                    }
                 }
             }
             if fate.declare() {
@@ -566,6 +613,11 @@ struct Line {
     /// Down because an operator said so.
     tested: bool,
     failovers: u64,
+    /// What its last change and its last loss rested on. Nothing is decided by them.
+    #[serde(skip)]
+    changed: Option<Evidence>,
+    #[serde(skip)]
+    lost: Option<Evidence>,
 }
 
 /// What a line looks like at one moment, before hold times.
@@ -592,6 +644,8 @@ impl Line {
             silent_since: None,
             tested: false,
             failovers: 0,
+            changed: None,
+            lost: None,
         }
     }
 
@@ -698,6 +752,35 @@ fn maybe_bad_target(lines: &BTreeMap<(WanId, Family), Line>, id: WanId, family: 
     any_up && matches!(line.monitor.verdict_without(doubted_elsewhere), Verdict::Good | Verdict::Degraded)
 }
 
+/// What a line that has just changed rests on, as far as it knows itself and its targets.
+fn evidence(
+    lines: &BTreeMap<(WanId, Family), Line>,
+    id: WanId,
+    family: Family,
+    (from, seen): (Health, Seen),
+    now: Time,
+) -> Option<Evidence> {
+    let line = lines.get(&(id, family))?;
+    let others = || lines.iter().filter(|((other, own), _)| *own == family && *other != id).map(|(_, line)| line);
+    let mut targets = line.monitor.sights(now);
+    for (sight, (target, _)) in targets.iter_mut().zip(line.monitor.targets()) {
+        let mut views = others().filter_map(|other| other.monitor.doubts(target, now)).peekable();
+        sight.elsewhere = views.peek().is_some() && views.all(|doubt| doubt);
+    }
+    let burst = |targets: &[Sight]| targets.iter().filter_map(|sight| sight.silent).min().unwrap_or_default();
+    let ground = match seen {
+        Seen::NoCarrier => Ground::Carrier,
+        Seen::FailTest => Ground::FailTest,
+        Seen::Faulty(_) => Ground::Traffic,
+        Seen::Probed(Verdict::Silent) => match line.monitor.convicted() {
+            Some(Doubt { flows, span }) => Ground::Return { flows, silence: span + burst(&targets) },
+            None => Ground::Probes,
+        },
+        Seen::Probed(Verdict::Good | Verdict::Degraded | Verdict::Unjudged) => Ground::Probes,
+    };
+    Some(Evidence { at: now, from, to: line.health, ground, targets, others: Vec::new(), blame: None })
+}
+
 fn outage_notice(
     lines: &BTreeMap<(WanId, Family), Line>,
     family: Family,
@@ -761,6 +844,12 @@ pub struct LineStatus {
     pub targets: Vec<TargetStatus>,
     /// The gateway's MAC as the kernel resolved it.
     pub gateway_mac: Option<[u8; 6]>,
+    /// What its last change rests on; `None` until there was one.
+    #[serde(default)]
+    pub changed: Option<Evidence>,
+    /// What its last loss rests on.
+    #[serde(default)]
+    pub lost: Option<Evidence>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
