@@ -2,5 +2,6 @@
 
 pub mod client;
 pub mod journal;
+pub mod line;
 pub mod protocol;
 pub mod server;

@@ -291,5 +291,7 @@ fn line(health: Health, share: f64, rtt: Option<Duration>) -> LineStatus {
             loss_pct: if rtt.is_some() { 0.0 } else { 100.0 },
         }],
         gateway_mac: None,
+        changed: None,
+        lost: None,
     }
 }

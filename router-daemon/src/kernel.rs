@@ -17,6 +17,7 @@ use mwan::state::FlowClass;
 use mwan::{KernelState, Step};
 
 use self::burial::Burials;
+pub use self::burial::{Buried, Ledger};
 pub use self::conntrack::Tuple;
 use self::fast_path::FastPath;
 use self::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
@@ -97,6 +98,11 @@ impl LinuxKernel {
 
     pub fn fast_path(&self) -> fast_path::Watcher {
         self.fast_path.watcher()
+    }
+
+    /// What became of the flows of lines that were lost.
+    pub fn ledger(&self) -> Ledger {
+        self.burials.ledger()
     }
 
     async fn carry_out(&mut self, step: &Step) -> io::Result<()> {

@@ -11,6 +11,7 @@ use router_daemon::api::server::{self, Access, Core};
 use router_daemon::ask::Ask;
 use router_daemon::counters::{CounterSource, Counters};
 use router_daemon::event_log::EventLog;
+use router_daemon::kernel::Ledger;
 use tokio::sync::mpsc;
 
 #[test]
@@ -21,7 +22,7 @@ fn the_exit_code_tells_what_went_wrong() {
     std::fs::write(&bad, "[site]\nnome = \"x\"\n").unwrap();
     std::fs::write(&broken, MINIMAL.replace("guests -> office deny", "guests -> office allow")).unwrap();
     let nobody = folder.path().join("api.sock");
-    let table: [(&[&str], i32, &str); 8] = [
+    let table: [(&[&str], i32, &str); 9] = [
         (&["check", text(&good)], 0, "good"),
         (&["check", text(&bad)], 1, "nome"),
         (
@@ -32,7 +33,8 @@ fn the_exit_code_tells_what_went_wrong() {
         (&["check", "/nonexistent"], 1, "cannot read"),
         (&["replay", text(&good)], 1, "line 1"),
         (&["frobnicate"], 2, "unrecognized"),
-        (&["explain", "office"], 2, "required"),
+        (&["explain", "office", "guests"], 2, "required"),
+        (&["explain", "wan2"], 3, "routerd is not running"),
         (&["status"], 3, "routerd is not running"),
     ];
     for (arguments, code, told) in table {
@@ -122,7 +124,7 @@ fn core() -> Core {
         }
     });
     let counters = CounterSource::new(|| async { Ok(Counters::default()) });
-    Core { asks, counters, denied: EventLog::default(), journal: None, foreign: None }
+    Core { asks, counters, denied: EventLog::default(), journal: None, ledger: Ledger::default(), foreign: None }
 }
 
 fn text(path: &Path) -> &str {

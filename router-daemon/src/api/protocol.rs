@@ -35,6 +35,10 @@ pub enum Call {
         destination: String,
         service: String,
     },
+    /// How a line stands, and on what evidence.
+    ExplainWan {
+        wan: String,
+    },
     /// Recent denials, grouped; with `follow`, each denial from here on as it happens.
     Denied {
         #[serde(default)]
@@ -72,6 +76,7 @@ impl Call {
             | Self::Version
             | Self::Plan { .. }
             | Self::Explain { .. }
+            | Self::ExplainWan { .. }
             | Self::Denied { .. }
             | Self::Flows { .. }
             | Self::Journal { .. } => false,
@@ -87,6 +92,7 @@ impl Call {
             Self::Plan { .. } => "plan",
             Self::Apply { .. } => "apply",
             Self::Explain { .. } => "explain",
+            Self::ExplainWan { .. } => "explain-wan",
             Self::Denied { .. } => "denied",
             Self::Flows { .. } => "flows",
             Self::Journal { .. } => "journal",
@@ -219,6 +225,7 @@ mod tests {
                 Call::Explain { source: "app".into(), destination: "nas".into(), service: "tcp/22".into() },
                 r#"{"v":1,"call":"explain","source":"app","destination":"nas","service":"tcp/22"}"#,
             ),
+            (Call::ExplainWan { wan: "wan2".into() }, r#"{"v":1,"call":"explain-wan","wan":"wan2"}"#),
             (Call::Denied { follow: true }, r#"{"v":1,"call":"denied","follow":true}"#),
             (Call::Flows { most: 20 }, r#"{"v":1,"call":"flows","most":20}"#),
             (Call::Journal { follow: false, all: true }, r#"{"v":1,"call":"journal","follow":false,"all":true}"#),

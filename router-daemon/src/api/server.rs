@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use mwan::event::Request;
 use mwan::explain::{Question, explain};
@@ -30,12 +30,14 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::journal::Tail;
+use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::accept;
 use crate::ask::{ApplyReport, Ask, PlanReport, Refusal, View};
-use crate::counters::CounterSource;
+use crate::counters::{CounterSource, Counters};
 use crate::difference::{self, Difference};
 use crate::event_log::EventLog;
+use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::status::{self, Status};
 use crate::talkers::MOST_TOLD;
@@ -48,6 +50,8 @@ pub struct Core {
     pub denied: EventLog,
     /// The journal's file, if one is kept.
     pub journal: Option<PathBuf>,
+    /// What became of the flows of lines that were lost.
+    pub ledger: Ledger,
     /// `None` does not look at what others do with marks.
     pub foreign: Option<Foreign>,
 }
@@ -187,6 +191,7 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
             | Call::Plan { .. }
             | Call::Apply { .. }
             | Call::Explain { .. }
+            | Call::ExplainWan { .. }
             | Call::Denied { .. }
             | Call::Flows { .. }
             | Call::Drain { .. }
@@ -203,13 +208,17 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
 impl Core {
     /// The router at this moment; the source of metrics too.
     pub async fn status(&self) -> Result<Status, Refusal> {
-        let counters = match tokio::time::timeout(VIEW_TIMEOUT, self.counters.read()).await {
-            Ok(counters) => counters.map_err(|error| error.to_string()),
-            Err(_) => Err("the kernel did not answer in time".to_owned()),
-        };
+        let counters = self.counted().await;
         let mut status = status::of(&self.view().await?, &counters);
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
+    }
+
+    async fn counted(&self) -> Result<Counters, String> {
+        match tokio::time::timeout(VIEW_TIMEOUT, self.counters.read()).await {
+            Ok(counters) => counters.map_err(|error| error.to_string()),
+            Err(_) => Err("the kernel did not answer in time".to_owned()),
+        }
     }
 
     async fn apply(&self, text: String) -> Result<ApplyReport, Refusal> {
@@ -234,6 +243,7 @@ impl Core {
             Call::Plan { text } => ok(&self.plan(text).await?),
             Call::Apply { text } => ok(&self.apply(text).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
+            Call::ExplainWan { wan } => self.explain_wan(&wan).await?,
             Call::Denied { .. } => ok(&json!({"groups": self.denied.groups()})),
             Call::Flows { most } => self.flows(most).await?,
             Call::Drain { wan } => self.operate(Request::Drain { wan: wan_name(&wan)? }).await?,
@@ -297,6 +307,20 @@ impl Core {
             .map_err(|unclear| refusal("unclear", unclear.to_string()))?;
         let explanation = explain(&config, &view.decision, &question);
         Ok(ok(&json!({"text": explanation.to_string(), "explanation": explanation})))
+    }
+
+    async fn explain_wan(&self, wan: &str) -> Result<Answer, Refusal> {
+        let counters = self.counted().await.ok();
+        let view = self.view().await?;
+        let moment = (Instant::now(), SystemTime::now());
+        let Some(config) = &view.config else {
+            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
+        };
+        let answer = line::explain(&view, wan, counters.as_ref(), &self.ledger, moment).ok_or_else(|| {
+            let known = config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            refusal("unknown-wan", format!("there is no wan `{wan}`; there are: {known}"))
+        })?;
+        Ok(ok(&json!({"text": answer.to_string(), "line": answer})))
     }
 }
 
@@ -491,6 +515,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_line_is_explained_and_an_unknown_one_is_told_the_others() {
+        let mut client = Peer::of(Role::Reader, core());
+        let answer = client.ask(r#"{"v":1,"call":"explain-wan","wan":"wan1"}"#).await;
+        assert_eq!(answer["ok"]["line"]["families"][0]["state"], "up", "{answer}");
+        assert!(answer["ok"]["text"].as_str().unwrap().contains("118 flows on it"), "{answer}");
+        let unknown = client.ask(r#"{"v":1,"call":"explain-wan","wan":"wan9"}"#).await;
+        assert_eq!(unknown["error"]["message"], "there is no wan `wan9`; there are: wan1, wan2");
+    }
+
+    #[tokio::test]
     async fn a_plan_of_a_broken_file_tells_its_problems() {
         let mut client = Peer::of(Role::Reader, core());
         let answer = client.ask(r#"{"v":1,"call":"plan","text":"[sit]"}"#).await;
@@ -573,7 +607,7 @@ mod tests {
             tally.add(config::units::WanId::new(1), "10.10.50.7".parse().unwrap(), None);
             std::future::ready(Ok(tally))
         });
-        Core { asks, counters, denied: EventLog::default(), journal: None, foreign: None }
+        Core { asks, counters, denied: EventLog::default(), journal: None, ledger: Ledger::default(), foreign: None }
     }
 
     struct Peer {

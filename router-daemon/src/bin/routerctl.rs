@@ -56,13 +56,15 @@ enum Command {
     Apply { file: PathBuf },
     /// Lines, policies, segments, and what needs attention.
     Status,
-    /// Tell what happens to a packet, and which line of the site file says so.
+    /// Tell what happens to a packet, and which line of the site file says so; or, of a WAN, how it stands and why.
     Explain {
-        /// A host's name or an address.
+        /// A host's name or an address; alone, the name of a WAN.
+        #[arg(value_name = "SOURCE|WAN")]
         source: String,
-        destination: String,
+        #[arg(requires = "service")]
+        destination: Option<String>,
         /// tcp/443, udp/53, ping, or the number of an IP protocol.
-        service: String,
+        service: Option<String>,
     },
     /// Packets the firewall refused: recent ones, grouped.
     Denied {
@@ -189,8 +191,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Command::Status => show_as(json, &ask(&Call::Status)?, |status: Status| status.to_string()),
         Command::Explain { source, destination, service } => {
-            let call =
-                Call::Explain { source: source.clone(), destination: destination.clone(), service: service.clone() };
+            let call = match (source.clone(), destination.clone(), service.clone()) {
+                (source, Some(destination), Some(service)) => Call::Explain { source, destination, service },
+                (wan, ..) => Call::ExplainWan { wan },
+            };
             let answer = ask(&call)?;
             match answer.get("text").and_then(Value::as_str).filter(|_| !json) {
                 Some(text) => say(text.trim_end()),

@@ -197,7 +197,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         Err(error) => warn!(%error, "denials are counted and not told: the packet log cannot be opened"),
     }
 
-    let fast_path = kernel.fast_path();
+    let (fast_path, ledger) = (kernel.fast_path(), kernel.ledger());
     tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
     tasks.spawn(fast_path.clone().tell_logs());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
@@ -219,6 +219,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         .with_talkers(kernel::talkers),
         denied,
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
+        ledger,
         foreign: Some(foreign),
     };
     let access = Access::of_system();

@@ -41,23 +41,25 @@ pub(crate) struct Found {
     id: u32,
 }
 
-/// The flows of these classes of a line, in one walk; at most so many.
+/// The flows of these classes of a line, in one walk, at most so many; and how many it has of each class.
 pub(crate) fn flows(
     socket: &mut Socket,
     line: WanId,
     wanted: impl Fn(FlowClass) -> bool,
     limit: usize,
-) -> io::Result<Vec<Found>> {
+) -> io::Result<(Vec<Found>, BTreeMap<FlowClass, u64>)> {
     let question = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0])
         .be32(CTA_MARK, line.mark().0)
         .be32(CTA_MARK_MASK, Mark::WAN_MASK);
-    let mut flows = Vec::new();
+    let (mut flows, mut count) = (Vec::new(), BTreeMap::new());
     socket.dump_into(question, |message| {
-        if flows.len() < limit {
-            flows.extend(found(&message).filter(|found| wanted(found.class)));
+        let Some(found) = found(&message) else { return };
+        *count.entry(found.class).or_default() += 1;
+        if flows.len() < limit && wanted(found.class) {
+            flows.push(found);
         }
     })?;
-    Ok(flows)
+    Ok((flows, count))
 }
 
 /// Ends one flow, without a walk. A flow that has taken its place since is another.
