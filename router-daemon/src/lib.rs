@@ -16,5 +16,6 @@ pub mod passive;
 pub mod probe;
 pub mod reconcile;
 mod resolve;
+pub mod shell;
 pub mod status;
 pub mod talkers;

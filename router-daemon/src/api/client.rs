@@ -20,9 +20,11 @@ pub enum ClientError {
     NobodyListens { path: PathBuf },
     #[error("{path} is not open to you: be root, or a member of the group `quadway` (or `quadway-read`, to read)")]
     NotAllowed { path: PathBuf },
-    #[error("cannot speak with routerd at {path}: {source}")]
+    #[error("cannot speak with routerd at {path}: {source}\n  `systemctl status routerd` tells whether it runs")]
     Io { path: PathBuf, source: io::Error },
-    #[error("routerd closed the connection without an answer")]
+    #[error(
+        "routerd closed the connection without an answer\n  it may be restarting: ask again, or look at `journalctl -u routerd`"
+    )]
     Closed,
     #[error("{0}")]
     Refused(Refusal),

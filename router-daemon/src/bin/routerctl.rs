@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mwan::asserts::{self, BrokenAssert};
 use mwan::journal::{self, ReplayReport};
 use router_daemon::api::client::{Client, ClientError};
@@ -18,6 +18,7 @@ use router_daemon::api::protocol::Call;
 use router_daemon::ask::ApplyReport;
 use router_daemon::difference::Difference;
 use router_daemon::event_log::{Denied, Group, Kind};
+use router_daemon::shell;
 use router_daemon::status::Status;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 
 /// Speaks with routerd, the router of this machine.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(name = "routerctl", version, after_help = EXIT_CODES)]
 struct Arguments {
     /// The socket of routerd.
     #[arg(long, global = true, value_name = "PATH", default_value = "/run/quadway/api.sock")]
@@ -97,6 +98,11 @@ enum Command {
     },
     /// The versions of routerctl and of the routerd that runs.
     Version,
+    /// Write what completes these commands in a shell. Needs no routerd.
+    Completions { shell: shell::Shell },
+    /// Write the man pages of routerctl and routerd into a folder.
+    #[command(hide = true)]
+    Man { folder: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,7 +130,7 @@ enum Failure {
     Unreachable(ClientError),
     #[error("{0}")]
     Daemon(String),
-    #[error("cannot write: {0}")]
+    #[error("cannot write: {0}\n  is there room, and may you write there?")]
     Output(#[from] io::Error),
 }
 
@@ -146,16 +152,21 @@ impl From<ClientError> for Failure {
             | ClientError::NotAllowed { .. }
             | ClientError::Io { .. }
             | ClientError::Closed => Self::Unreachable(error),
-            ClientError::Refused(refusal) => match refusal.code.as_str() {
-                "kernel" | "timeout" | "unavailable" | "internal" => Self::Daemon(refusal.message),
-                _ => Self::Refused(refusal.message),
-            },
+            ClientError::Refused(refusal) => {
+                let next = shell::remedy(&refusal.code).map(|next| format!("\n  {next}")).unwrap_or_default();
+                let message = refusal.message.trim_end().to_owned() + &next;
+                match refusal.code.as_str() {
+                    "kernel" | "timeout" | "unavailable" | "internal" => Self::Daemon(message),
+                    _ => Self::Refused(message),
+                }
+            }
         }
     }
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let matches = shell::with_examples(Arguments::command()).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         // `routerctl denied | head` is no failure.
@@ -234,6 +245,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| Some(line.to_string())))
         }
         Command::Replay { file, config } => replay(file, config.as_deref(), json),
+        Command::Completions { shell } => {
+            let text = shell::completions(shell::with_examples(Arguments::command()), *shell);
+            Ok(io::stdout().lock().write_all(&text)?)
+        }
+        Command::Man { folder } => Ok(shell::man_pages(shell::with_examples(Arguments::command()), folder)?),
         Command::Version => {
             let own = env!("CARGO_PKG_VERSION");
             let daemon = ask(&Call::Version);
@@ -332,7 +348,12 @@ fn replay(file: &Path, config: Option<&Path>, json: bool) -> Result<(), Failure>
         },
     };
     let other = config.is_some();
-    let report = journal::replay(text.lines(), config).map_err(|error| Failure::Refused(error.to_string()))?;
+    let report = journal::replay(text.lines(), config).map_err(|error| {
+        Failure::Refused(format!(
+            "{}: {error}\n  give a whole file of the journal, from /var/lib/quadway/journal",
+            file.display()
+        ))
+    })?;
     if json {
         show(&report)?;
     } else {
@@ -387,7 +408,12 @@ fn text_of(file: &Path) -> Result<String, Failure> {
     } else {
         fs::read_to_string(file)
     };
-    read.map_err(|error| Failure::Refused(format!("cannot read {}: {error}", file.display())))
+    read.map_err(|error| {
+        Failure::Refused(format!(
+            "cannot read {}: {error}\n  give the path of a file you may read, or `-` for the standard input",
+            file.display()
+        ))
+    })
 }
 
 fn show_as<T: DeserializeOwned>(json: bool, answer: &Value, told: impl Fn(T) -> String) -> Result<(), Failure> {
@@ -398,8 +424,12 @@ fn show_as<T: DeserializeOwned>(json: bool, answer: &Value, told: impl Fn(T) -> 
 }
 
 fn read<T: DeserializeOwned>(value: &Value) -> Result<T, Failure> {
-    T::deserialize(value)
-        .map_err(|error| Failure::Daemon(format!("routerd answers what this routerctl cannot read: {error}")))
+    T::deserialize(value).map_err(|error| {
+        Failure::Daemon(format!(
+            "routerd answers what this routerctl cannot read: {error}\n  \
+             `routerctl version` shows both versions: bring them to the same one"
+        ))
+    })
 }
 
 fn show(value: &impl Serialize) -> Result<(), Failure> {

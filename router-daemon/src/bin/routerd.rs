@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -21,49 +21,11 @@ use router_daemon::kernel::watch::Watch;
 use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, feeder};
 use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
+use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
-
-/// Routes this machine's networks as its site file says.
-///
-/// Stopping it leaves links, routes, rules and the ruleset in place; starting it adopts what it finds. SIGHUP reads
-/// the site file again. Without a good site file everything is denied and the API says why.
-///
-/// The last word counts: what `routerctl apply` put in force survives a restart and a reboot, until the site file is
-/// edited; the start after that takes the file. `routerctl status` tells where the two differ.
-#[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES)]
-struct Arguments {
-    /// The site file. What was applied since it was last edited goes before it.
-    #[arg(long, default_value = "/etc/quadway/site.toml")]
-    config: PathBuf,
-    /// What survives a reboot: the last applied configuration, the journal.
-    #[arg(long, default_value = "/var/lib/quadway")]
-    state: PathBuf,
-    /// What survives a restart: the socket of the API, the lock.
-    #[arg(long, default_value = "/run/quadway")]
-    run: PathBuf,
-    /// Where the fast path's programs and maps are pinned: on a BPF file system, which is mounted where there is none.
-    #[arg(long, default_value = "/sys/fs/bpf/quadway")]
-    bpf_dir: PathBuf,
-}
-
-const EXIT_CODES: &str = "\
-Exit codes:
-  0  stopped by SIGTERM or SIGINT
-  1  a part that cannot be done without failed; the log says which
-  2  wrong arguments
-  3  another routerd runs here
-  4  the machine is not fit: privileges are missing, nft is missing or too old, or a routing rule of somebody
-     else takes packets with our marks
-
-Environment:
-  QUADWAY_NFT  the nft program, at least 1.1.3 (default: `nft` on PATH)
-  QUADWAY_FAST_PATH_OBJECT
-               a file with the fast path's programs to load instead of those in this binary
-  RUST_LOG     what is logged, such as `info` or `router_daemon=debug` (default: info)";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
