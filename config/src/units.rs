@@ -266,6 +266,13 @@ impl Weight {
 #[serde(transparent)]
 pub struct BitRate(pub NonZeroU64);
 
+impl BitRate {
+    #[expect(clippy::cast_precision_loss, reason = "no line comes near 2^52 bits per second")]
+    pub fn bytes_per_second(self) -> f64 {
+        self.0.get() as f64 / 8.0
+    }
+}
+
 impl FromStr for BitRate {
     type Err = &'static str;
 

@@ -36,6 +36,9 @@ pub struct Counters {
     /// Live conntrack entries per line and family.
     #[serde(with = "as_pairs")]
     pub flows: BTreeMap<(WanId, Family), u64>,
+    /// `None` where this kernel does not tell.
+    #[serde(default)]
+    pub conntrack: Option<Conntrack>,
     #[serde(default)]
     pub fast_path: FastCount,
     /// Every link of the namespace.
@@ -74,6 +77,9 @@ pub struct FastCount {
     pub memory_bytes: u64,
     /// By the word of the verdict.
     pub verdicts: BTreeMap<String, Count>,
+    /// Everything that met the fast path at the lines, whoever forwarded it.
+    #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lines: BTreeMap<(WanId, Family), LineCount>,
     /// From one zone to another; what a zone sent itself is what it spoofed.
     #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
     pub denied: BTreeMap<(ZoneId, ZoneId), Count>,
@@ -127,6 +133,21 @@ impl Counters {
     pub fn flows_of(&self, wan: WanId) -> u64 {
         Family::ALL.iter().filter_map(|family| self.flows.get(&(wan, *family))).sum()
     }
+}
+
+/// Conntrack's table of the namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conntrack {
+    pub entries: u64,
+    /// `net.netfilter.nf_conntrack_max`: beyond it no flow begins.
+    pub limit: u64,
+}
+
+/// What went out by a line and came in by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineCount {
+    pub sent: Count,
+    pub received: Count,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

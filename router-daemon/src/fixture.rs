@@ -18,7 +18,7 @@ use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, Wa
 use mwan::state::{PortMode, ZoneId};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters, FastCount, FastPort, Fed, LinkCount};
+use crate::counters::{Conntrack, Count, Counters, FastCount, FastPort, Fed, LineCount, LinkCount};
 use crate::event_log::{self, Denied, Logged, packet};
 
 pub(crate) fn config() -> Config {
@@ -222,6 +222,7 @@ pub(crate) fn counters() -> Counters {
                 ..LinkCount::default()
             },
         )]),
+        conntrack: Some(Conntrack { entries: 131, limit: 262_144 }),
         fast_path: FastCount {
             on: true,
             reason: None,
@@ -240,6 +241,13 @@ pub(crate) fn counters() -> Counters {
             capacity: 262_144,
             memory_bytes: 96_468_992,
             verdicts: BTreeMap::from([("no_flow".to_owned(), Count { packets: 5000, bytes: 300_000 })]),
+            lines: BTreeMap::from([(
+                (wan(1), Family::V4),
+                LineCount {
+                    sent: Count { packets: 900, bytes: 65_000 },
+                    received: Count { packets: 1100, bytes: 1_300_000 },
+                },
+            )]),
             denied: BTreeMap::from([
                 ((ZoneId(2), ZoneId::OUTSIDE), Count { packets: 4, bytes: 240 }),
                 ((ZoneId(2), ZoneId(2)), Count { packets: 2, bytes: 120 }),

@@ -187,7 +187,8 @@ pub async fn counters() -> io::Result<Counters> {
     aside(|| {
         let mut socket = Socket::open(NETLINK_NETFILTER)?;
         let links = interfaces::links(&mut Socket::open(NETLINK_ROUTE)?)?;
-        Ok(Counters { flows: conntrack::count(&mut socket)?, links, ..elements::counters(&mut socket)? })
+        let (flows, conntrack) = (conntrack::count(&mut socket)?, sysctl::conntrack());
+        Ok(Counters { flows, links, conntrack, ..elements::counters(&mut socket)? })
     })
     .await
 }

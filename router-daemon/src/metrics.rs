@@ -175,18 +175,45 @@ fn lines(page: &mut Page, status: &Status) {
         "1 while an operator keeps further flows off the line",
         status.wans.iter().map(|wan| (of(wan), truth(wan.drained))),
     );
+    page.gauges(
+        "quadway_wan_download_bytes_per_second",
+        "What the site file says the line can carry towards the router",
+        status.wans.iter().filter_map(|wan| Some((of(wan), wan.download_bytes_per_second?))),
+    );
+    page.gauges(
+        "quadway_wan_upload_bytes_per_second",
+        "What the site file says the line can carry away from the router",
+        status.wans.iter().filter_map(|wan| Some((of(wan), wan.upload_bytes_per_second?))),
+    );
 }
 
 fn flows(page: &mut Page, status: &Status) {
-    let each = status.wans.iter().flat_map(|wan| wan.families.iter().map(move |line| (wan, line)));
+    let each = || {
+        status.wans.iter().flat_map(|wan| {
+            wan.families.iter().map(move |line| (vec![("wan", wan.name.clone()), family_label(line.family)], line))
+        })
+    };
+    page.gauges("quadway_wan_flows", "Live flows on the line", each().map(|(of, line)| (of, number(line.flows))));
+    page.counters(
+        "quadway_wan_sent_bytes",
+        "Everything that left by the line, while the fast path was there to count it",
+        each().filter_map(|(of, line)| Some((of, line.sent_bytes?))),
+    );
+    page.counters(
+        "quadway_wan_received_bytes",
+        "Everything that came in by the line, while the fast path was there to count it",
+        each().filter_map(|(of, line)| Some((of, line.received_bytes?))),
+    );
+    let conntrack = status.conntrack.into_iter();
     page.gauges(
-        "quadway_wan_flows",
-        "Live flows on the line",
-        each.map(|(wan, line)| {
-            #[expect(clippy::cast_precision_loss, reason = "a flow count stays far below 2^52")]
-            let flows = line.flows as f64;
-            (vec![("wan", wan.name.clone()), family_label(line.family)], flows)
-        }),
+        "quadway_conntrack_entries",
+        "Flows of all kinds that conntrack knows",
+        conntrack.clone().map(|table| (vec![], number(table.entries))),
+    );
+    page.gauges(
+        "quadway_conntrack_limit",
+        "Flows that conntrack takes at most; beyond them none begins",
+        conntrack.map(|table| (vec![], number(table.limit))),
     );
     page.counters(
         "quadway_wan_new_flows",
@@ -237,8 +264,6 @@ fn fast_path(page: &mut Page, status: &Status) {
     if !path.on {
         return;
     }
-    #[expect(clippy::cast_precision_loss, reason = "these stay far below 2^52")]
-    let number = |number: u64| number as f64;
     page.gauges(
         "quadway_fast_path_entries",
         "Flows in the tables of the fast path",
@@ -331,6 +356,11 @@ fn family_label(family: IpFamily) -> (&'static str, String) {
         IpFamily::V6 => "v6",
     };
     ("family", word.to_owned())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "what is counted here stays far below 2^52")]
+fn number(number: u64) -> f64 {
+    number as f64
 }
 
 fn truth(value: bool) -> f64 {

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use config::Config;
 use config::model::{Allow, Cell, Internet, LastResort, Permit, PortRole, Wan};
-use config::units::{Family, IfName};
+use config::units::{BitRate, Family, IfName};
 use mwan::event::Health;
 use mwan::router::{LineStatus, WanStatus};
 use mwan::state::ZoneId;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::{Applies, View};
-use crate::counters::{Count, Counters, FastCount, LinkCount, mode_word};
+use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -35,6 +35,9 @@ pub struct Status {
     pub denied_input: BTreeMap<String, u64>,
     pub spoofed: BTreeMap<String, u64>,
     pub applies: Applies,
+    /// How full the table of all flows is.
+    #[serde(default)]
+    pub conntrack: Option<Conntrack>,
     /// Why the counters are missing, when they are.
     pub counters_missing: Option<String>,
     /// The packet path ahead of the kernel's. What it denied counts among the cells.
@@ -84,6 +87,11 @@ pub struct WanLine {
     pub weight: u8,
     /// The weight's part of all lines' weights.
     pub weight_ratio: f64,
+    /// What the site file says the line can carry towards us, and away from us; bytes per second.
+    #[serde(default)]
+    pub download_bytes_per_second: Option<f64>,
+    #[serde(default)]
+    pub upload_bytes_per_second: Option<f64>,
     /// Live flows.
     pub flows: u64,
     /// Flows begun since our table was first loaded.
@@ -102,6 +110,11 @@ pub struct FamilyLine {
     /// The part of the default policy's new flows it gets, 0 to 1.
     pub share_ratio: f64,
     pub flows: u64,
+    /// Everything that went out by the line, and came in by it, since the fast path counts; `None` without that.
+    #[serde(default)]
+    pub sent_bytes: Option<u64>,
+    #[serde(default)]
+    pub received_bytes: Option<u64>,
     pub failovers: u64,
     /// Over the targets that count; `None` while nothing was measured.
     pub rtt_seconds: Option<f64>,
@@ -197,6 +210,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         spoofed: BTreeMap::new(),
         applies: view.applies.clone(),
         counters_missing: counters.as_ref().err().cloned(),
+        conntrack: counted.conntrack,
         fast_path: counted.fast_path.clone(),
         foreign_marks: Vec::new(),
         ports: Vec::new(),
@@ -236,6 +250,8 @@ fn wan_line(view: &View, config: &Config, wan: &Wan, status: &WanStatus, counter
         why: line.why.clone(),
         share_ratio: line.share / 100.0,
         flows: counters.flows.get(&(wan.id, *family)).copied().unwrap_or_default(),
+        sent_bytes: counters.fast_path.lines.get(&(wan.id, *family)).map(|line| line.sent.bytes),
+        received_bytes: counters.fast_path.lines.get(&(wan.id, *family)).map(|line| line.received.bytes),
         failovers: line.failovers,
         rtt_seconds: mean(counted(line).filter_map(|target| target.rtt_mean).map(|rtt| rtt.as_secs_f64())),
         jitter_seconds: mean(counted(line).filter_map(|target| target.jitter).map(|jitter| jitter.as_secs_f64())),
@@ -266,6 +282,8 @@ fn wan_line(view: &View, config: &Config, wan: &Wan, status: &WanStatus, counter
             .map(|until| until.since(now).as_secs_f64()),
         weight: wan.weight.get(),
         weight_ratio: f64::from(wan.weight.get()) / weights,
+        download_bytes_per_second: wan.download.map(BitRate::bytes_per_second),
+        upload_bytes_per_second: wan.upload.map(BitRate::bytes_per_second),
         flows: counters.flows_of(wan.id),
         new_flows: counters.chosen.get(&wan.id).map_or(0, |count| count.packets),
         families: families.collect(),

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 
 use super::aside;
 use super::links::Table;
-use crate::counters::{Count, FastCount, FastPort, Fed};
+use crate::counters::{Count, FastCount, FastPort, Fed, LineCount};
 
 /// What is to be loaded, and where its pins are.
 #[derive(Debug, Clone)]
@@ -62,6 +62,7 @@ struct Seen {
     /// By index.
     names: BTreeMap<u32, IfName>,
     zones: u16,
+    wans: BTreeSet<WanId>,
     /// Classes of flows that are dead.
     closed: BTreeSet<FlowClass>,
     fed: Fed,
@@ -150,7 +151,7 @@ impl Watcher {
 
     /// Everything it counted. Many calls to the kernel where there are many VLANs: off the event loop.
     pub async fn read(&self) -> io::Result<FastCount> {
-        let (pins, zones, mut count) = {
+        let (pins, zones, wans, mut count) = {
             let seen = self.seen();
             let count = FastCount {
                 on: seen.on,
@@ -160,7 +161,7 @@ impl Watcher {
                 fed: seen.fed.clone(),
                 ..FastCount::default()
             };
-            (seen.pins.clone().filter(|_| seen.on), seen.zones, count)
+            (seen.pins.clone().filter(|_| seen.on), seen.zones, seen.wans.clone(), count)
         };
         let Some(pins) = pins else { return Ok(count) };
         aside(move || {
@@ -169,6 +170,10 @@ impl Watcher {
             count.memory_bytes = maps.memory();
             for (verdict, counted) in maps.verdicts().map_err(io::Error::other)? {
                 count.verdicts.insert(verdict.word().to_owned(), named(counted));
+            }
+            for (wan, family) in wans.iter().flat_map(|wan| Family::ALL.map(|family| (*wan, family))) {
+                let line = maps.line(abi::slot(wan.get(), family == Family::V6)).map_err(io::Error::other)?;
+                count.lines.insert((wan, family), LineCount { sent: named(line.sent), received: named(line.received) });
             }
             for (from, to) in pairs(zones) {
                 let counted = maps.denials(abi::pair(from, to)).map_err(io::Error::other)?;
@@ -300,7 +305,8 @@ impl FastPath {
         let mut seen = self.watcher.seen();
         let was_on = seen.on;
         let (pins, closed, fed) = (seen.pins.take(), mem::take(&mut seen.closed), mem::take(&mut seen.fed));
-        *seen = Seen { pins, on: true, reason: None, ports, names, zones: entries.highest(), closed, fed };
+        let wans = want.zones.values().filter_map(|zone| zone.wan).collect();
+        *seen = Seen { pins, on: true, reason: None, ports, names, zones: entries.highest(), wans, closed, fed };
         drop(seen);
         if fresh || !was_on {
             self.watcher.loads.send_modify(|loads| *loads += 1);

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::counters::Conntrack;
+
 /// Those that `want` names. What the kernel has no file for is left out.
 pub(crate) fn observed(want: &BTreeMap<String, String>) -> io::Result<BTreeMap<String, String>> {
     let mut observed = BTreeMap::new();
@@ -26,6 +28,12 @@ pub(crate) fn set(name: &str, value: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && is_optional(name) => Ok(()),
         other => other,
     }
+}
+
+/// How full conntrack's table is; `None` where the kernel does not tell.
+pub(crate) fn conntrack() -> Option<Conntrack> {
+    let number = |name: &str| fs::read_to_string(Path::new(ROOT).join(CONNTRACK).join(name)).ok()?.trim().parse().ok();
+    Some(Conntrack { entries: number("nf_conntrack_count")?, limit: number("nf_conntrack_max")? })
 }
 
 /// Without `br_netfilter` bridged frames pass no filter: what we would switch off is off. Once somebody
