@@ -5,6 +5,8 @@
 //! [`serve`] owns the listener; it moves with `router.metrics` of the site file. Everything is computed at the
 //! scrape; between scrapes nothing runs.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -30,7 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::accept;
-use crate::status::{Status, WanLine};
+use crate::status::{CellCount, Status, WanLine};
 
 /// The two ways of writing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +225,8 @@ fn flows(page: &mut Page, status: &Status) {
 }
 
 fn matrix(page: &mut Page, status: &Status) {
-    let cells = || status.cells.iter().map(|cell| (vec![("from", cell.from.clone()), ("to", cell.to.clone())], cell));
+    let told = bounded(&status.cells);
+    let cells = || told.iter().map(|cell| (vec![("from", cell.from.clone()), ("to", cell.to.clone())], cell));
     page.counters(
         "quadway_cell_denied_packets",
         "Forwarded packets no cell allows",
@@ -256,6 +259,30 @@ fn matrix(page: &mut Page, status: &Status) {
         "Packets whose source address does not belong where they came from",
         spoofed.map(|(from, count)| (vec![("from", from.clone())], *count)),
     );
+}
+
+/// All cells, or where there are too many for a scrape one for each zone that sends, towards `*`. Cells do not vanish
+/// while the table lives, so a page changes from the one to the other once, and its counters never run backwards.
+fn bounded(cells: &[CellCount]) -> Cow<'_, [CellCount]> {
+    if cells.len() <= MOST_CELLS {
+        return cells.into();
+    }
+    let mut senders = BTreeMap::<&str, CellCount>::new();
+    for cell in cells {
+        let sum = senders.entry(&cell.from).or_insert_with(|| CellCount {
+            from: cell.from.clone(),
+            to: "*".to_owned(),
+            allowed_flows: 0,
+            denied_packets: 0,
+            denied_bytes: 0,
+            invalid_packets: 0,
+        });
+        sum.allowed_flows += cell.allowed_flows;
+        sum.denied_packets += cell.denied_packets;
+        sum.denied_bytes += cell.denied_bytes;
+        sum.invalid_packets += cell.invalid_packets;
+    }
+    senders.into_values().collect()
 }
 
 fn fast_path(page: &mut Page, status: &Status) {
@@ -502,6 +529,8 @@ where
 const OPENMETRICS: &str = "application/openmetrics-text";
 const PLAIN: &str = "text/plain; charset=utf-8";
 const CLIENTS: usize = 16;
+/// Pairs of zones that are told one by one.
+const MOST_CELLS: usize = 2500;
 const MAX_HEADERS: usize = 16 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTION_LIFE: Duration = Duration::from_mins(5);
@@ -511,12 +540,14 @@ const STATES: [Health; 6] =
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
+    use std::path::Path;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::status::CellCount;
     use crate::{fixture, status};
 
     #[test]
@@ -543,6 +574,72 @@ mod tests {
             assert!(!["_ms", "_percent", "_millis"].iter().any(|unit| name.ends_with(unit)), "{name}");
         }
     }
+
+    /// `METRICS.md` is written by this test where `QUADWAY_BLESS` is set.
+    #[test]
+    fn every_metric_is_documented() {
+        let mut status = fixture_status();
+        for wan in &mut status.wans {
+            (wan.download_bytes_per_second, wan.upload_bytes_per_second) = (Some(1.0), Some(1.0));
+        }
+        let page = encode(&status, Format::Text).unwrap();
+        let mut rows = BTreeMap::<&str, [String; 3]>::new();
+        for line in page.lines() {
+            match line.strip_prefix("# ").and_then(|rest| rest.split_once(' ')) {
+                Some((word, rest)) => {
+                    let (name, value) = rest.split_once(' ').unwrap();
+                    rows.entry(name).or_default()[usize::from(word == "TYPE")] = value.trim_end_matches('.').to_owned();
+                }
+                None => {
+                    let (name, labels) = line.split_once('{').unwrap_or((line.split(' ').next().unwrap(), ""));
+                    let names = labels.split(',').filter_map(|label| label.split_once("=\""));
+                    let names: Vec<_> = names.map(|(name, _)| format!("`{name}`")).collect();
+                    rows.get_mut(name).unwrap()[2] = names.join(", ");
+                }
+            }
+        }
+        let silent: Vec<_> = rows.iter().filter(|(_, row)| row.iter().any(String::is_empty)).collect();
+        let unlabelled = |(_, [help, kind, _]): &(&&str, &[String; 3])| help.is_empty() || kind.is_empty();
+        assert!(!silent.iter().any(unlabelled), "{silent:?}");
+        let rows =
+            rows.iter().map(|(name, [help, kind, labels])| format!("| `{name}` | {kind} | {labels} | {help} |\n"));
+        let text = METRICS_HEAD.to_owned() + &rows.collect::<String>();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("METRICS.md");
+        if std::env::var_os("QUADWAY_BLESS").is_some() {
+            std::fs::write(&file, &text).unwrap();
+        }
+        let committed = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(committed == text, "METRICS.md is not what the code says: QUADWAY_BLESS=1 cargo test -p router-daemon");
+    }
+
+    /// Series grow with lines, ports and zones; and with pairs of zones only where something was counted.
+    #[test]
+    fn a_site_of_250_vlans_has_a_bounded_page() {
+        let mut status = fixture_status();
+        let vlan = |number: usize| format!("vlan{number}");
+        let cell = status.cells[0].clone();
+        status.cells = (0..250)
+            .flat_map(|from| (0..250).map(move |to| (from, to)))
+            .map(|(from, to)| CellCount { from: vlan(from), to: vlan(to), ..cell.clone() })
+            .collect();
+        status.denied_input = (0..250).map(|number| (vlan(number), 1)).collect();
+        status.spoofed = status.denied_input.clone();
+        let series = strictly(&encode(&status, Format::Text).unwrap(), Format::Text);
+        let pairs = series.keys().filter(|series| series.starts_with("quadway_cell_")).count();
+        assert_eq!(pairs, 4 * 250);
+        assert!(series.len() - pairs < 1000, "{}", series.len());
+        let denied = |series: &BTreeMap<String, f64>| {
+            let of = series.iter().filter(|(series, _)| series.starts_with("quadway_cell_denied_packets"));
+            of.map(|(_, count)| count).sum::<f64>()
+        };
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let all = (250 * 250 * cell.denied_packets) as f64;
+        assert!((denied(&series) - all).abs() < 0.5, "nothing is left out");
+    }
+
+    const METRICS_HEAD: &str = "# Metrics\n\nWhat `/metrics` tells, written from the code by its test. Counters start at \
+        zero when the table or the maps behind them are made; a scrape that cannot read them leaves them out.\n\n\
+        | metric | type | labels | |\n|---|---|---|---|\n";
 
     #[test]
     fn a_site_name_full_of_quotes_does_not_break_the_page() {
