@@ -8,7 +8,7 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz packages bpf root clean-lab
+.PHONY: help lab test guest bench fuzz packages bpf root prometheus clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -28,7 +28,7 @@ lab: root bpf
 test: export QUADWAY_MUST_RUN = 1
 test: export QUADWAY_NFT = $(shell tests/root/nft)
 test: export RUSTDOCFLAGS = -D warnings
-test: root bpf
+test: root bpf prometheus
 	cargo fmt --all --check
 	cargo fmt --manifest-path ebpf/programs/Cargo.toml --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -82,6 +82,10 @@ packages:
 
 bpf:
 	@ebpf/toolchain
+
+# What the rules, the dashboards and the metrics themselves are tried with.
+prometheus: packages
+	@tests/root/prometheus target/lab/prometheus
 
 root: packages
 	@tests/root/nft --recent || tests/root/build $(ROOT)
