@@ -188,7 +188,7 @@ pub async fn counters() -> io::Result<Counters> {
         let mut socket = Socket::open(NETLINK_NETFILTER)?;
         let links = interfaces::links(&mut Socket::open(NETLINK_ROUTE)?)?;
         let (flows, conntrack) = (conntrack::count(&mut socket)?, sysctl::conntrack());
-        Ok(Counters { flows, links, conntrack, ..elements::counters(&mut socket)? })
+        Ok(Counters { flows, conntrack, links, ..elements::counters(&mut socket)? })
     })
     .await
 }

@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::accept;
+use crate::counters::LinkCount;
 use crate::status::{CellCount, Status, WanLine};
 
 /// The two ways of writing it.
@@ -65,6 +66,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     // A counter that reads zero for a moment looks like a restart to Prometheus: better none.
     if status.counters_missing.is_none() {
         flows(&mut page, status);
+        ports(&mut page, status);
         matrix(&mut page, status);
         fast_path(&mut page, status);
     }
@@ -224,6 +226,35 @@ fn flows(page: &mut Page, status: &Status) {
     );
 }
 
+/// The kernel's own counts of every port that is there.
+fn ports(page: &mut Page, status: &Status) {
+    let each = || {
+        let there = status.ports.iter().filter_map(|port| Some((&port.name, port.link.as_ref()?)));
+        there.map(|(name, link)| (vec![("port", name.clone())], link))
+    };
+    page.gauges(
+        "quadway_port_carrier",
+        "1 if the port's far end is there",
+        each().map(|(of, link)| (of, truth(link.carrier))),
+    );
+    page.gauges(
+        "quadway_port_speed_bytes_per_second",
+        "What the port can carry, as its driver says",
+        each().filter_map(|(of, link)| Some((of, f64::from(link.speed_megabits?) * 125_000.0))),
+    );
+    let counters: [PortCounter; 6] = [
+        ("quadway_port_received_bytes", "Bytes that came in by the port", |link| link.received.bytes),
+        ("quadway_port_sent_bytes", "Bytes that left by the port", |link| link.sent.bytes),
+        ("quadway_port_receive_errors", "Packets that came in spoilt", |link| link.receive_errors),
+        ("quadway_port_send_errors", "Packets that could not be sent", |link| link.send_errors),
+        ("quadway_port_receive_drops", "Packets that came in and found no room", |link| link.receive_drops),
+        ("quadway_port_send_drops", "Packets that found no room to leave", |link| link.send_drops),
+    ];
+    for (name, help, count) in counters {
+        page.counters(name, help, each().map(|(of, link)| (of, count(link))));
+    }
+}
+
 fn matrix(page: &mut Page, status: &Status) {
     let told = bounded(&status.cells);
     let cells = || told.iter().map(|cell| (vec![("from", cell.from.clone()), ("to", cell.to.clone())], cell));
@@ -322,6 +353,9 @@ fn fast_path(page: &mut Page, status: &Status) {
         path.ports.iter().map(|(name, port)| (vec![("mode", port.word().to_owned()), ("port", name.to_string())], 1.0)),
     );
 }
+
+/// Name, help, value.
+type PortCounter = (&'static str, &'static str, fn(&LinkCount) -> u64);
 
 /// Name, help, value.
 type Alias = (&'static str, &'static str, fn(&WanLine) -> bool);
@@ -585,17 +619,14 @@ mod tests {
         let page = encode(&status, Format::Text).unwrap();
         let mut rows = BTreeMap::<&str, [String; 3]>::new();
         for line in page.lines() {
-            match line.strip_prefix("# ").and_then(|rest| rest.split_once(' ')) {
-                Some((word, rest)) => {
-                    let (name, value) = rest.split_once(' ').unwrap();
-                    rows.entry(name).or_default()[usize::from(word == "TYPE")] = value.trim_end_matches('.').to_owned();
-                }
-                None => {
-                    let (name, labels) = line.split_once('{').unwrap_or((line.split(' ').next().unwrap(), ""));
-                    let names = labels.split(',').filter_map(|label| label.split_once("=\""));
-                    let names: Vec<_> = names.map(|(name, _)| format!("`{name}`")).collect();
-                    rows.get_mut(name).unwrap()[2] = names.join(", ");
-                }
+            if let Some((word, rest)) = line.strip_prefix("# ").and_then(|rest| rest.split_once(' ')) {
+                let (name, value) = rest.split_once(' ').unwrap();
+                rows.entry(name).or_default()[usize::from(word == "TYPE")] = value.trim_end_matches('.').to_owned();
+            } else {
+                let (name, labels) = line.split_once('{').unwrap_or((line.split(' ').next().unwrap(), ""));
+                let names = labels.split(',').filter_map(|label| label.split_once("=\""));
+                let names: Vec<_> = names.map(|(name, _)| format!("`{name}`")).collect();
+                rows.get_mut(name).unwrap()[2] = names.join(", ");
             }
         }
         let silent: Vec<_> = rows.iter().filter(|(_, row)| row.iter().any(String::is_empty)).collect();

@@ -1,4 +1,5 @@
 //! A real Prometheus reads a real routerd: the page, the alert rules and the dashboards that ship with it.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code; clippy knows only the test functions")]
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -131,7 +132,7 @@ fn holds(lab: &Lab, query: &str) -> Result<bool> {
 
 /// The result of a query.
 fn ask(lab: &Lab, query: &str) -> Result<Value> {
-    let encoded: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let encoded = query.bytes().map(|byte| format!("%{byte:02x}")).collect::<Vec<_>>().concat();
     let text = get(lab, 9791, &format!("/api/v1/query?query={encoded}"))?;
     let mut answer: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
     ensure!(answer["status"] == "success", "{query}: {text}");
