@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use config::Config;
-use config::model::{Nat6, Wan};
+use config::model::{Cell, Nat6, Wan};
 use config::units::{Family, HostName, Line, PolicyName, WanName};
 use serde::{Deserialize, Serialize};
 
@@ -134,7 +134,9 @@ impl fmt::Display for Explanation {
             write!(f, "\n{way}")?;
         }
         if let Some(advice) = &self.advice {
-            write!(f, "\nto allow it: {advice}")?;
+            // What is to be pasted begins on a line of its own.
+            let gap = if advice.contains('\n') { '\n' } else { ' ' };
+            write!(f, "\nto allow it:{gap}{advice}")?;
         }
         Ok(())
     }
@@ -244,10 +246,13 @@ fn advice(config: &Config, packet: &Packet, verdict: &Verdict) -> Option<String>
     };
     match &verdict.reason {
         _ if verdict.allowed => None,
-        Reason::NoCell { from, to, .. } => Some(format!(
-            "[[cell]] from = \"{from}\", to = \"{to}\", hosts = [{}], services = [\"{service}\"]",
-            quoted(packet.destination)
-        )),
+        Reason::NoCell { from, to, .. } => Some(asleep(config, packet).unwrap_or_else(|| {
+            format!(
+                "[[cell]]\nfrom = \"{from}\"\nto = \"{to}\"\nfrom_hosts = [{}]\nhosts = [{}]\nservices = [\"{service}\"]",
+                quoted(packet.source),
+                quoted(packet.destination)
+            )
+        })),
         Reason::NoEgress { vlan, line } => {
             Some(format!("name an egress set with {service} in `internet` of vlan {vlan} ({line})"))
         }
@@ -265,6 +270,17 @@ fn advice(config: &Config, packet: &Packet, verdict: &Verdict) -> Option<String>
         | Reason::Spoofed { .. }
         | Reason::NotRouted { .. } => None,
     }
+}
+
+/// A disabled entry that would allow it.
+fn asleep(config: &Config, packet: &Packet) -> Option<String> {
+    let (Zone::Vlan(from), Zone::Vlan(to)) = (&packet.from, &packet.to) else { return None };
+    let of_pair = |cell: &&Cell| !cell.enabled && cell.from == *from && cell.to == *to;
+    config.cells.iter().filter(of_pair).find_map(|cell| {
+        let awake = Config { cells: vec![Cell { enabled: true, ..cell.clone() }], ..config.clone() };
+        let Cell { name, line, .. } = cell;
+        verdict(&awake, packet).allowed.then(|| format!("enable the entry `{name}` ({line})"))
+    })
 }
 
 fn host(config: &Config, address: IpAddr) -> Option<HostName> {
@@ -311,6 +327,9 @@ const CLIENT_PORT: u16 = 40_000;
 
 #[cfg(test)]
 mod tests {
+    use config::model::Vlan;
+    use ipnet::IpNet;
+
     use super::*;
     use crate::fixture;
 
@@ -326,8 +345,53 @@ mod tests {
             answer("10.0.30.9", "10.0.10.7", "tcp/22", None),
             "10.0.30.9 (servers) -> 10.0.10.7 (office) tcp/22\n\
              denied: cell servers -> office: default deny, no entry for this pair\n\
-             to allow it: [[cell]] from = \"servers\", to = \"office\", hosts = [\"10.0.10.7\"], services = [\"tcp/22\"]"
+             to allow it:\n[[cell]]\nfrom = \"servers\"\nto = \"office\"\nfrom_hosts = [\"10.0.30.9\"]\n\
+             hosts = [\"10.0.10.7\"]\nservices = [\"tcp/22\"]"
         );
+    }
+
+    #[test]
+    fn a_disabled_entry_that_would_allow_it_is_named() {
+        let mut config = fixture::site();
+        config.cells[0].enabled = false;
+        let question = Question::read(&config, "10.0.10.9", "printer", "ping", None).unwrap();
+        let explanation = explain(&config, &Decision::default(), &question);
+        assert_eq!(explanation.advice.unwrap(), "enable the entry `office->guests` (line 60)");
+    }
+
+    /// What is to be pasted into the file allows this packet and no other.
+    #[test]
+    fn the_advice_for_a_cell_allows_what_was_asked_and_nothing_beside() {
+        const SITE: &str = include_str!("../../config/examples/spectrum-site.toml");
+        let read = |text: &str| config::parse("site.toml", text).unwrap().config;
+        let site = read(SITE);
+        let ask = |config: &Config, source: IpAddr, destination: IpAddr, protocol: &str| {
+            let (source, destination) = (source.to_string(), destination.to_string());
+            let question = Question::read(config, &source, &destination, protocol, None).unwrap();
+            explain(config, &Decision::default(), &question)
+        };
+        let address = |vlan: &Vlan, host: u32| match vlan.addresses.first().unwrap() {
+            IpNet::V4(net) => IpAddr::V4(std::net::Ipv4Addr::from_bits(net.network().to_bits() + host)),
+            IpNet::V6(_) => unreachable!("the first address of each VLAN of this site is of IPv4"),
+        };
+        let mut told = 0;
+        for (from, to) in site.vlans.values().flat_map(|from| site.vlans.values().map(move |to| (from, to))) {
+            for protocol in ["tcp/4444", "udp/53", "ping", "50"] {
+                let (source, destination) = (address(from, 251), address(to, 252));
+                let explanation = ask(&site, source, destination, protocol);
+                let Some(advice) = explanation.advice.filter(|advice| advice.starts_with("[[cell]]")) else { continue };
+                told += 1;
+                let wider = read(&format!("{SITE}\n{advice}\n"));
+                assert!(ask(&wider, source, destination, protocol).allowed, "{advice}");
+                let beside = [(253, 252, protocol), (251, 253, protocol), (251, 252, "tcp/4445")];
+                for (source, destination, protocol) in beside {
+                    let (source, destination) = (address(from, source), address(to, destination));
+                    let before = ask(&site, source, destination, protocol).allowed;
+                    assert_eq!(ask(&wider, source, destination, protocol).allowed, before, "{advice}");
+                }
+            }
+        }
+        assert!(told > 50, "{told}");
     }
 
     #[test]

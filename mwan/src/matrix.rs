@@ -218,6 +218,28 @@ impl Zone {
     }
 }
 
+impl Reason {
+    /// The line of the file that says so; `None` where nothing is written.
+    pub fn line(&self, config: &Config) -> Option<Line> {
+        let line = match self {
+            Self::Cell { line, .. }
+            | Self::Egress { line, .. }
+            | Self::NoEgress { line, .. }
+            | Self::Input { line, .. }
+            | Self::NoInput { line, .. } => Some(*line),
+            Self::NoCell { entries, .. } => entries.first().copied(),
+            Self::Spoofed { from: Zone::Vlan(vlan) } => config.vlans.get(vlan).map(|vlan| vlan.line),
+            Self::Own
+            | Self::SameSegment { .. }
+            | Self::BuiltIn { .. }
+            | Self::Inbound { .. }
+            | Self::Spoofed { .. }
+            | Self::NotRouted { .. } => None,
+        };
+        line.filter(|line| *line != Line::BUILT_IN)
+    }
+}
+
 impl fmt::Display for Zone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
