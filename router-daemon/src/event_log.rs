@@ -13,9 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use config::Config;
-use config::model::{Cell, Internet, Vlan};
 use config::units::{IfName, Line};
 use ebpf::abi;
+use mwan::decide::Decision;
+use mwan::explain::{Explanation, Question, explain};
+use mwan::matrix::Zone;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -65,9 +67,13 @@ pub struct Denied {
     pub service: String,
     /// `dev->compute`: the pair of zones whose rule decided.
     pub cell: String,
+    /// In the words of `explain`.
     pub reason: String,
     /// Where the site file says so; absent where nothing is written and the default denies.
     pub line: Option<u32>,
+    /// The least to write into the site file to allow it.
+    #[serde(default)]
+    pub advice: Option<String>,
 }
 
 /// One end of a logged packet.
@@ -275,13 +281,25 @@ fn told(
     };
     let to = End { zone: to_zone, host: host(config, headers.destination), address: headers.destination };
     let service = headers.transport.service();
+    let mut advice = None;
     let (reason, line) = match kind {
-        Kind::Forward => why_not_forwarded(config, logged, &from.zone, &to.zone, &service),
-        Kind::Input => why_not_let_in(config, logged, &service),
-        Kind::Spoof => why_spoofed(config, logged, headers),
+        Kind::Forward | Kind::Input | Kind::Spoof => {
+            let Explanation { allowed, because, verdict, advice: to_allow, .. } = refused(config, logged, headers);
+            if allowed {
+                // An apply lies between the packet and us.
+                (format!("denied a moment ago; the file in force allows it: {because}"), None)
+            } else {
+                advice = to_allow;
+                (because, verdict.reason.line(config))
+            }
+        }
         Kind::Rate => ("opens too many connections at once".to_owned(), None),
         Kind::Invalid => ("belongs to no connection the router knows".to_owned(), None),
-        Kind::Allow => ("allowed, and the cell asks to log".to_owned(), allowed_by),
+        Kind::Allow => {
+            let line = allowed_by.filter(|line| *line != Line::BUILT_IN);
+            let told = line.map(|line| format!(" ({line})")).unwrap_or_default();
+            (format!("allowed, and the cell asks to log{told}"), line)
+        }
     };
     Denied {
         time: humantime::format_rfc3339_millis(at).to_string(),
@@ -292,7 +310,8 @@ fn told(
         transport: headers.transport,
         service,
         reason,
-        line: line.filter(|line| *line != Line::BUILT_IN).map(|line| line.0),
+        line: line.map(|line| line.0),
+        advice,
     }
 }
 
@@ -335,52 +354,16 @@ fn is_router(config: &Config, address: IpAddr) -> bool {
     vlans.chain(wans).any(|own| own.addr() == address)
 }
 
-/// The packet was denied; what remains is to tell which line would have to say otherwise.
-fn why_not_forwarded(config: &Config, logged: &Logged, from: &str, to: &str, service: &str) -> (String, Option<Line>) {
-    let is_wan = |name: &Option<IfName>| {
-        config.wans.values().any(|wan| name.as_ref().is_some_and(|name| wan.interface == *name))
-    };
-    if is_wan(&logged.in_interface) {
-        return ("nothing may come in from a WAN unasked".to_owned(), None);
-    }
-    if is_wan(&logged.out_interface) || to == "internet" {
-        return match vlan_at(config, logged.in_interface.as_ref()) {
-            Some(vlan) => match &vlan.internet {
-                Internet::None => (format!("{from} may not use the Internet"), Some(vlan.internet_line)),
-                Internet::Any => ("no line may carry it".to_owned(), None),
-                Internet::Sets(_) => {
-                    (format!("no egress set of {from} covers {service} there"), Some(vlan.internet_line))
-                }
-            },
-            None => ("default deny".to_owned(), None),
-        };
-    }
-    let of_pair = |cell: &&Cell| cell.from.as_str() == from && cell.to.as_str() == to;
-    let enabled = config.cells.iter().filter(of_pair).find(|cell| cell.enabled);
-    let disabled = config.cells.iter().find(of_pair);
-    match (enabled, disabled) {
-        (Some(cell), _) => (format!("the cell does not cover {service} between these hosts"), Some(cell.line)),
-        (None, Some(cell)) => ("the cell is disabled".to_owned(), Some(cell.line)),
-        (None, None) => ("default deny".to_owned(), None),
-    }
-}
-
-fn why_not_let_in(config: &Config, logged: &Logged, service: &str) -> (String, Option<Line>) {
-    match vlan_at(config, logged.in_interface.as_ref()) {
-        Some(vlan) => (format!("{service} is not in the input of {}", vlan.name), Some(vlan.input_line)),
-        None => ("the router takes nothing unasked from a WAN".to_owned(), None),
-    }
-}
-
-fn why_spoofed(config: &Config, logged: &Logged, headers: &Headers) -> (String, Option<Line>) {
-    match vlan_at(config, logged.in_interface.as_ref()) {
-        Some(vlan) => (format!("{} is not an address of {}", headers.source, vlan.name), Some(vlan.line)),
-        None => (format!("{} cannot come from there", headers.source), None),
-    }
-}
-
-fn vlan_at<'a>(config: &'a Config, interface: Option<&IfName>) -> Option<&'a Vlan> {
-    config.vlans.values().find(|vlan| interface.is_some_and(|interface| vlan.interface == *interface))
+/// Why the matrix refuses it, by the function that answers `explain`.
+fn refused(config: &Config, logged: &Logged, headers: &Headers) -> Explanation {
+    let from = logged.in_interface.as_ref().and_then(|interface| {
+        let vlan = config.vlans.values().find(|vlan| vlan.interface == *interface);
+        let wan = || config.wans.values().find(|wan| wan.interface == *interface);
+        vlan.map(|vlan| Zone::Vlan(vlan.name.clone())).or_else(|| Some(Zone::Wan(wan()?.name.clone())))
+    });
+    let protocol = headers.transport.protocol();
+    let question = Question { source: headers.source, destination: headers.destination, protocol, from };
+    explain(config, &Decision::default(), &question)
 }
 
 impl fmt::Display for End {
@@ -393,22 +376,9 @@ impl fmt::Display for End {
 }
 
 impl fmt::Display for Denied {
-    /// `dev/dev1 -> compute/worker3 tcp/22: default deny`
+    /// `dev/dev1 -> compute/worker3 tcp/22: cell dev -> compute: default deny, no entry for this pair`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{} -> {}/{} {}: {} ({})",
-            self.from.zone,
-            self.from,
-            self.to.zone,
-            self.to,
-            self.service,
-            self.reason,
-            match self.line {
-                Some(line) => format!("line {line}"),
-                None => "built in".to_owned(),
-            }
-        )
+        write!(f, "{}/{} -> {}/{} {}: {}", self.from.zone, self.from, self.to.zone, self.to, self.service, self.reason)
     }
 }
 
@@ -462,7 +432,12 @@ mod tests {
     #[test]
     fn a_denied_packet_is_told_by_names() {
         let denied = named("qw forward", Some("vlan50"), Some("vlan60"), packet::tests::ipv4(6, &[4, 0, 0, 22]));
-        assert_eq!(denied.to_string(), "dev/dev1 -> compute/worker3 tcp/22: default deny (built in)");
+        let reason = "cell dev -> compute: default deny, no entry for this pair";
+        assert_eq!(denied.to_string(), format!("dev/dev1 -> compute/worker3 tcp/22: {reason}"));
+        let question = Question::read(&fixture::config(), "dev1", "worker3", "tcp/22", None).unwrap();
+        let explained = explain(&fixture::config(), &Decision::default(), &question);
+        assert_eq!((Some(reason.to_owned()), denied.advice.clone()), (Some(explained.because), explained.advice));
+        assert!(denied.advice.as_ref().is_some_and(|advice| advice.starts_with("[[cell]]")));
         assert_eq!(denied.time, "1970-01-01T00:16:40.000Z");
         assert_eq!(denied.cell, "dev->compute");
         assert_eq!(denied.line, None);
@@ -471,19 +446,30 @@ mod tests {
     #[test]
     fn the_reason_names_the_line_that_would_have_to_change() {
         let cases = [
-            ("qw forward", "vlan60", Some("vlan50"), "the cell does not cover tcp/22 between these hosts (line 40)"),
-            ("qw forward", "vlan50", Some("wan1"), "dev may not use the Internet (line 12)"),
-            ("qw forward", "vlan60", Some("wan1"), "no egress set of compute covers tcp/22 there (line 22)"),
-            ("qw forward", "wan1", Some("vlan60"), "nothing may come in from a WAN unasked (built in)"),
-            ("qw input", "vlan50", None, "tcp/22 is not in the input of dev (line 13)"),
-            ("qw input", "wan1", None, "the router takes nothing unasked from a WAN (built in)"),
-            ("qw spoof", "vlan60", None, "10.10.50.7 is not an address of compute (line 20)"),
-            ("qw invalid", "vlan50", Some("vlan60"), "belongs to no connection the router knows (built in)"),
-            ("qw allow 40", "vlan60", Some("vlan50"), "allowed, and the cell asks to log (line 40)"),
+            ("qw forward", "vlan60", Some("vlan50"), "default deny, none of its entries fits (line 40)", Some(40)),
+            ("qw forward", "vlan50", Some("wan1"), "dev -> Internet: default deny (line 12)", Some(12)),
+            ("qw forward", "vlan60", Some("wan1"), "compute -> Internet: default deny (line 22)", Some(22)),
+            ("qw forward", "wan1", Some("vlan60"), "nothing is forwarded in from wan1", None),
+            ("qw input", "vlan50", None, "input of dev: default deny (line 13)", Some(13)),
+            ("qw input", "wan1", None, "input of wan1: default deny (line 50)", Some(50)),
+            ("qw spoof", "vlan60", None, "the source address is not at home in compute: spoofed", Some(20)),
+            ("qw invalid", "vlan50", Some("vlan60"), "belongs to no connection the router knows", None),
+            ("qw allow 40", "vlan60", Some("vlan50"), "allowed, and the cell asks to log (line 40)", Some(40)),
         ];
-        for (prefix, from, to, end) in cases {
-            let denied = named(prefix, Some(from), to, packet::tests::ipv4(6, &[4, 0, 0, 22])).to_string();
-            assert!(denied.ends_with(end), "{denied} should end with {end}");
+        // 10.10.50.7 to 10.10.60.3, unless the packet goes elsewhere.
+        for (prefix, from, to, end, line) in cases {
+            let (source, destination) = match (prefix, from, to) {
+                (_, "wan1", None) => ([192, 0, 2, 1], [100, 64, 1, 2]),
+                (_, "wan1", _) => ([192, 0, 2, 1], [10, 10, 60, 3]),
+                (_, "vlan50", None) => ([10, 10, 50, 7], [10, 10, 50, 1]),
+                (_, "vlan50", Some("wan1")) => ([10, 10, 50, 7], [192, 0, 2, 1]),
+                (_, "vlan60", Some("wan1")) => ([10, 10, 60, 3], [192, 0, 2, 1]),
+                ("qw forward" | "qw allow 40", "vlan60", _) => ([10, 10, 60, 3], [10, 10, 50, 7]),
+                _ => ([10, 10, 50, 7], [10, 10, 60, 3]),
+            };
+            let denied = named(prefix, Some(from), to, between(source, destination));
+            assert!(denied.to_string().ends_with(end), "{denied} should end with {end}");
+            assert_eq!(denied.line, line, "{denied}");
         }
     }
 
@@ -511,23 +497,23 @@ mod tests {
         for (record, told) in [
             (
                 record(abi::Verdict::DeniedPair, 2, 1, dev, compute),
-                "dev/dev1 -> compute/worker3 tcp/22: default deny (built in)",
+                "dev/dev1 -> compute/worker3 tcp/22: cell dev -> compute: default deny, no entry for this pair",
             ),
             (
                 record(abi::Verdict::DeniedPair, 2, 0, dev, far),
-                "dev/dev1 -> internet/192.0.2.1 tcp/22: dev may not use the Internet (line 12)",
+                "dev/dev1 -> internet/192.0.2.1 tcp/22: dev -> Internet: default deny (line 12)",
             ),
             (
                 record(abi::Verdict::Spoofed, 2, 2, compute, far),
-                "dev/worker3 -> internet/192.0.2.1 tcp/22: 10.10.60.3 is not an address of dev (line 10)",
+                "dev/worker3 -> internet/192.0.2.1 tcp/22: the source address is not at home in dev: spoofed",
             ),
             (
                 record(abi::Verdict::Bogon, 0, 0, far, dev),
-                "wan1/192.0.2.1 -> dev/dev1 tcp/22: 192.0.2.1 cannot come from there (built in)",
+                "wan1/192.0.2.1 -> dev/dev1 tcp/22: nothing is forwarded in from wan1",
             ),
             (
                 record(abi::Verdict::TooManyNew, 0, 2, far, dev),
-                "wan1/192.0.2.1 -> dev/dev1 tcp/22: opens too many connections at once (built in)",
+                "wan1/192.0.2.1 -> dev/dev1 tcp/22: opens too many connections at once",
             ),
         ] {
             let port = "wan1".parse().ok();
@@ -594,6 +580,14 @@ mod tests {
         drop(packets);
         task.await.unwrap();
         assert_eq!(log.groups().len(), 1);
+    }
+
+    /// tcp/22 between these.
+    fn between(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+        let mut packet = packet::tests::ipv4(6, &[4, 0, 0, 22]);
+        packet[12..16].copy_from_slice(&source);
+        packet[16..20].copy_from_slice(&destination);
+        packet
     }
 
     fn named(prefix: &str, from: Option<&str>, to: Option<&str>, payload: Vec<u8>) -> Denied {

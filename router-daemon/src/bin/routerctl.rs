@@ -75,6 +75,9 @@ enum Command {
         /// Packets of no known connection too: mostly late segments of connections that have ended.
         #[arg(short, long)]
         all: bool,
+        /// What the site file would have to say to allow each.
+        #[arg(short, long)]
+        why: bool,
     },
     /// Take a line out of use, or pretend.
     Wan {
@@ -212,17 +215,20 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 None => show(&answer),
             }
         }
-        Command::Denied { follow: false, all } => {
+        Command::Denied { follow: false, all, why } => {
             let answer = ask(&Call::Denied { follow: false })?;
-            show_as(json, &answer["groups"], |groups: Vec<Group>| denied(groups, *all))
+            show_as(json, &answer["groups"], |groups: Vec<Group>| denied(groups, *all, *why))
         }
-        Command::Denied { follow: true, all } => stream(arguments, &Call::Denied { follow: true }, |value| {
-            match (value.get("missed"), read::<Denied>(value)) {
-                (Some(missed), _) => Ok(Some(format!("({missed} more were missed)"))),
-                (None, Ok(denied)) if denied.kind == Kind::Invalid && !all => Ok(None),
-                (None, denied) => denied.map(|denied| Some(format!("{} {denied}", denied.time))),
-            }
-        }),
+        Command::Denied { follow: true, all, why } => {
+            stream(arguments, &Call::Denied { follow: true }, |value| {
+                match (value.get("missed"), read::<Denied>(value)) {
+                    (Some(missed), _) => Ok(Some(format!("({missed} more were missed)"))),
+                    (None, Ok(denied)) if denied.kind == Kind::Invalid && !all => Ok(None),
+                    (None, denied) => denied
+                        .map(|denied| Some(format!("{} {denied}{}", denied.time, advice(&denied, *why).trim_end()))),
+                }
+            })
+        }
         Command::Wan { order } => {
             let (call, done) = match order {
                 WanOrder::Drain { name } => {
@@ -325,11 +331,17 @@ fn applied(report: &ApplyReport) -> String {
     text + &format!("applied {short}: {} steps, {} flows ended\n", report.steps, report.flows_ended)
 }
 
-fn denied(groups: Vec<Group>, all: bool) -> String {
+/// What would allow it, in lines of their own; with `why`.
+fn advice(denied: &Denied, why: bool) -> String {
+    let advice = denied.advice.as_ref().filter(|_| why);
+    advice.map(|advice| format!("\n  to allow it:\n    {}", advice.replace('\n', "\n    "))).unwrap_or_default()
+}
+
+fn denied(groups: Vec<Group>, all: bool, why: bool) -> String {
     let (told, late): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| all || group.last.kind != Kind::Invalid);
     let line = |group: &Group| {
         let time = group.last.time.get(11..19).unwrap_or(&group.last.time);
-        format!("{time} {:>5}x {}\n", group.count, group.last)
+        format!("{time} {:>5}x {}{}\n", group.count, group.last, advice(&group.last, why))
     };
     let nothing = told.is_empty().then(|| "nothing was denied lately\n".to_owned());
     let late: u64 = late.iter().map(|group| group.count).sum();

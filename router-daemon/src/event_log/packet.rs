@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use mwan::matrix::Protocol;
 use serde::{Deserialize, Serialize};
 
 /// What the headers say.
@@ -23,6 +24,20 @@ pub enum Transport {
     Icmp { kind: u8, code: u8 },
     Icmpv6 { kind: u8, code: u8 },
     Other { protocol: u8 },
+}
+
+impl Transport {
+    /// As the matrix sees it.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::Tcp { source, destination } => Protocol::Tcp { source, destination },
+            Self::Udp { source, destination } => Protocol::Udp { source, destination },
+            Self::Icmp { kind: 8, .. } | Self::Icmpv6 { kind: 128, .. } => Protocol::Ping,
+            Self::Icmp { .. } => Protocol::Other(ICMP),
+            Self::Icmpv6 { .. } => Protocol::Other(ICMPV6),
+            Self::Other { protocol } => Protocol::Other(protocol),
+        }
+    }
 }
 
 /// `None` if there is no complete IP header.
