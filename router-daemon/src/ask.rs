@@ -1,13 +1,18 @@
 //! What the API may ask of the event loop, and what it gets. The loop owns the router; everybody else sends one
 //! of these and waits for the answer.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use config::Config;
 use mwan::decide::Decision;
 use mwan::{KernelState, Step};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+
+use crate::session::Session;
 
 /// A question or an order to the event loop.
 #[derive(Debug)]
@@ -17,9 +22,87 @@ pub enum Ask {
     /// What would change if this file took effect.
     Plan { text: String, reply: oneshot::Sender<Result<PlanReport, Refusal>> },
     /// Make this file take effect. Answers when the kernel has it, or when it failed and the old one is back.
-    Apply { text: String, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
+    Apply { text: String, how: How, author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
+    /// Keep what waits for its confirmation.
+    Confirm { author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
+    /// Take back what waits for its confirmation. Answers when the kernel has the previous config.
+    RollBack { author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
     /// Drain, undrain, fail-test.
     Operator { request: mwan::event::Request, reply: oneshot::Sender<Result<(), Refusal>> },
+}
+
+/// On what terms a file shall take effect.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct How {
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// It is rolled back unless it is confirmed within this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_milliseconds: Option<u64>,
+    /// It is rolled back unless nothing got worse within this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard_milliseconds: Option<u64>,
+    /// Even if it cuts the session.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+    /// What the operator works over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Session>,
+}
+
+/// Who asked: a user, by the credentials of the socket, or the daemon's own reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Author {
+    pub name: String,
+    pub uid: Option<u32>,
+}
+
+impl Author {
+    pub fn start() -> Self {
+        Self { name: "start".to_owned(), uid: None }
+    }
+
+    pub fn hang_up() -> Self {
+        Self { name: "SIGHUP".to_owned(), uid: None }
+    }
+}
+
+impl fmt::Display for Author {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.uid {
+            Some(uid) if uid > 0 => write!(f, "{} (uid {uid})", self.name),
+            Some(_) | None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// A change that is live and not the last word yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingChange {
+    pub author: Author,
+    pub message: Option<String>,
+    pub remaining_seconds: u64,
+    pub window_seconds: u64,
+    /// It is measured, and confirmed if nothing gets worse.
+    pub guard: bool,
+}
+
+impl fmt::Display for PendingChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { author, message, remaining_seconds, guard, .. } = self;
+        let rest = Duration::from_secs(*remaining_seconds);
+        write!(f, "a change by {author}")?;
+        if let Some(message) = message {
+            write!(f, " ({message})")?;
+        }
+        let rest = humantime::format_duration(rest).to_string().replace(' ', "");
+        match guard {
+            false => write!(f, " is rolled back in {rest} unless you type `routerctl confirm`")?,
+            true => write!(f, " is measured, and rolled back if anything gets worse ({rest} at most)")?,
+        }
+        write!(f, "; `routerctl rollback` takes it back at once")
+    }
 }
 
 /// The router at one moment.
@@ -52,6 +135,11 @@ pub struct Applies {
     /// How the config in force and the operator's file differ, told to a person.
     #[serde(default)]
     pub unlike_file: Option<String>,
+    #[serde(default)]
+    pub pending: Option<PendingChange>,
+    /// Changes taken back since the start, by the word of the reason.
+    #[serde(default)]
+    pub rollbacks: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,20 +150,34 @@ pub struct PlanReport {
     pub warnings: Vec<String>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ApplyReport {
     pub digest: String,
     pub steps: usize,
     pub flows_ended: u64,
     pub warnings: Vec<String>,
+    /// In the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// It is rolled back after this time unless it is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_milliseconds: Option<u64>,
+    /// What a guard found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<String>,
 }
 
 /// Why an order was not carried out. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
-    /// Stable word for programs: `config`, `assert`, `unknown-wan`, `busy`, `kernel`, `not-configured`.
+    /// Stable word for programs: `config`, `assert`, `unknown-wan`, `busy`, `kernel`, `not-configured`,
+    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`.
     pub code: String,
     /// For people, rendered; several lines for config problems.
     pub message: String,
 }
+
+/// Why a change is taken back: nobody confirmed it, an operator wanted it back, the guard measured something worse,
+/// the kernel refused it, or it was decided when the daemon started.
+pub const ROLLBACKS: [&str; 5] = ["unconfirmed", "operator", "guard", "kernel", "restart"];

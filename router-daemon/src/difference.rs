@@ -25,6 +25,14 @@ pub struct Difference {
     pub warnings: Vec<String>,
 }
 
+/// The answer to `diff`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextDifference {
+    pub changes: Vec<Change>,
+    /// The lines, as `diff -u` shows them.
+    pub text: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     pub what: What,
@@ -231,23 +239,32 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
+impl fmt::Display for TextDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(f, &self.changes)?;
+        if self.text.is_empty() { Ok(()) } else { write!(f, "\n{}", self.text) }
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, changes: &[Change]) -> fmt::Result {
+    for change in changes {
+        let sign = match change.what {
+            What::Added => '+',
+            What::Removed => '-',
+            What::Changed => '~',
+        };
+        let line = change.line.map(|line| format!(" (line {line})")).unwrap_or_default();
+        writeln!(f, "{sign} {} {}{line}", change.kind, change.name)?;
+        for detail in &change.details {
+            writeln!(f, "    {detail}")?;
+        }
+    }
+    if changes.is_empty() { writeln!(f, "the site is the same") } else { Ok(()) }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for change in &self.changes {
-            let sign = match change.what {
-                What::Added => '+',
-                What::Removed => '-',
-                What::Changed => '~',
-            };
-            let line = change.line.map(|line| format!(" (line {line})")).unwrap_or_default();
-            writeln!(f, "{sign} {} {}{line}", change.kind, change.name)?;
-            for detail in &change.details {
-                writeln!(f, "    {detail}")?;
-            }
-        }
-        if self.changes.is_empty() {
-            writeln!(f, "the site is the same")?;
-        }
+        list(f, &self.changes)?;
         writeln!(f)?;
         writeln!(f, "{}", self.kernel)?;
         match self.flows_that_die {

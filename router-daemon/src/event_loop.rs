@@ -5,11 +5,15 @@
 //! the kernel as it is.
 
 mod apply;
+mod confirm;
+mod disk;
 mod journal_file;
+mod pending;
 mod site;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -27,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
+use self::disk::Disk;
 pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
@@ -85,7 +90,8 @@ pub struct Parts {
 
 /// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
 pub async fn run(parts: Parts) -> io::Result<()> {
-    let Parts { mut changes, mut asks, mut noticed, reconciler, flows, config, site, journal, tasks } = parts;
+    let (nexts_tx, mut nexts) = mpsc::channel(NEXTS);
+    let Parts { mut changes, mut asks, mut noticed, reconciler, flows, config, site, journal, mut tasks } = parts;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -93,6 +99,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
     let mut progress = reconciler.progress.clone();
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let disk = Disk::begin(&mut tasks);
     let mut core = Core {
         zero: Instant::now(),
         last: Time::ZERO,
@@ -104,10 +111,14 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         accepted: None,
         starting: None,
         applying: None,
+        waiting: None,
+        rollbacks: BTreeMap::new(),
         trouble: None,
         flows,
         config,
         site,
+        disk,
+        nexts: nexts_tx,
         journal,
         tasks,
         in_force: false,
@@ -143,6 +154,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
                 Err(_gone) => return Err(io::Error::other("the reconciler ended")),
             },
             Some(ask) = asks.recv() => core.ask(ask),
+            Some(next) = nexts.recv() => next(&mut core),
             _ = seconds.tick() => core.second(),
             Some(ended) = core.tasks.join_next() => if let Err(error) = ended {
                 error!(%error, "a task failed");
@@ -174,11 +186,17 @@ struct Core {
     accepted: Option<Accepted>,
     starting: Option<apply::Starting>,
     applying: Option<apply::Applying>,
+    /// What is live, or about to be, and waits for its confirmation.
+    waiting: Option<confirm::Waiting>,
+    /// Changes taken back, by the word of the reason.
+    rollbacks: BTreeMap<String, u64>,
     /// What is wrong with the files, until one is accepted.
     trouble: Option<String>,
     flows: Flows,
     config: watch::Sender<Option<Arc<Config>>>,
     site: Site,
+    disk: Disk,
+    nexts: mpsc::Sender<Next>,
     journal: Option<JournalFile>,
     tasks: JoinSet<()>,
     /// The router was told that the kernel is as wanted.
@@ -186,7 +204,25 @@ struct Core {
     watchdog: Watchdog,
 }
 
+/// What the loop does when something it had somebody wait for is there.
+type Next = Box<dyn FnOnce(&mut Core) + Send>;
+
 impl Core {
+    /// Goes on with `then` in the loop, once `work` is done.
+    fn then<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = T> + Send + 'static,
+        then: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        let nexts = self.nexts.clone();
+        self.tasks.spawn(async move {
+            let done = work.await;
+            let next: Next = Box::new(move |core| then(core, done));
+            // The loop may have ended.
+            drop(nexts.send(next).await);
+        });
+    }
+
     fn now(&self) -> Time {
         Time::ZERO + self.zero.elapsed()
     }
@@ -276,7 +312,9 @@ impl Core {
         match ask {
             Ask::View(reply) => self.tell_view(reply),
             Ask::Plan { text, reply } => self.plan(&text, reply),
-            Ask::Apply { text, reply } => self.apply(&text, reply),
+            Ask::Apply { text, how, author, reply } => self.apply(&text, how, author, reply),
+            Ask::Confirm { author, reply } => self.confirm(&author, reply),
+            Ask::RollBack { author, reply } => self.take_back(&author, reply),
             Ask::Operator { request, reply } => {
                 let done = self.operate(request);
                 answer(reply, done);
@@ -337,6 +375,8 @@ impl Core {
             },
             waiting: self.recorder.router().waiting().iter().map(ToString::to_string).collect(),
             unlike_file: None,
+            pending: self.waiting.as_ref().map(confirm::Waiting::told),
+            rollbacks: self.rollbacks.clone(),
         }
     }
 
@@ -345,6 +385,7 @@ impl Core {
             journal.flush();
         }
         self.give_up_late_apply();
+        self.watch_window();
         self.watchdog.alive();
     }
 }
@@ -421,6 +462,8 @@ fn answer<T>(reply: oneshot::Sender<T>, value: T) {
 
 /// Replies that wait for the loop; more wait in their sockets.
 const REPLIES: usize = 1024;
+/// Things done that wait for the loop.
+const NEXTS: usize = 16;
 /// How long the start waits for the first list of links.
 const FIRST_LINKS: Duration = Duration::from_secs(5);
 /// Later than a timer of tokio is on a machine that has time for us.

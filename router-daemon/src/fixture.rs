@@ -180,6 +180,8 @@ pub(crate) fn view() -> View {
             failing: None,
             waiting: vec!["port lan3: no interface at PCI 0000:03:00, function 2".to_owned()],
             unlike_file: None,
+            pending: None,
+            rollbacks: BTreeMap::new(),
         },
     }
 }

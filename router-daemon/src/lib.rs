@@ -10,12 +10,14 @@ pub mod event_loop;
 #[cfg(test)]
 mod fixture;
 pub mod flows;
+pub mod history;
 pub mod kernel;
 pub mod metrics;
 pub mod passive;
 pub mod probe;
 pub mod reconcile;
 mod resolve;
+pub mod session;
 pub mod shell;
 pub mod status;
 pub mod talkers;

@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::accept;
+use crate::ask::ROLLBACKS;
 use crate::counters::LinkCount;
 use crate::status::{CellCount, Status, WanLine};
 
@@ -103,6 +104,19 @@ fn about(page: &mut Page, status: &Status) {
         "quadway_drift_repairs",
         "Times the kernel was found changed by somebody else and put right",
         [(vec![], applies.drift_repaired)],
+    );
+    page.gauges(
+        "quadway_commit_pending",
+        "1 while a change waits for its confirmation",
+        [(vec![], truth(applies.pending.is_some()))],
+    );
+    page.counters(
+        "quadway_rollbacks",
+        "Changes taken back, by what for",
+        ROLLBACKS.map(|word| {
+            let reason = vec![("reason", word.to_owned())];
+            (reason, applies.rollbacks.get(word).copied().unwrap_or_default())
+        }),
     );
     page.gauges(
         "quadway_isp_outage",

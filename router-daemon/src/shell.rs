@@ -14,14 +14,16 @@ use clap_mangen::Man;
 /// the site file again. Without a good site file everything is denied and the API says why.
 ///
 /// The last word counts: what `routerctl apply` put in force survives a restart and a reboot, until the site file is
-/// edited; the start after that takes the file. `routerctl status` tells where the two differ.
+/// edited; the start after that takes the file. `routerctl status` tells where the two differ. What waits for its
+/// confirmation (`apply --confirm`) goes on waiting over a restart, and is taken back where its time is up.
 #[derive(Debug, Parser)]
 #[command(name = "routerd", version, after_help = EXIT_CODES)]
 pub struct RouterdArguments {
     /// The site file. What was applied since it was last edited goes before it.
     #[arg(long, default_value = "/etc/quadway/site.toml")]
     pub config: PathBuf,
-    /// What survives a reboot: the last applied configuration, the journal.
+    /// What survives a reboot: the last applied configuration, one that waits for its confirmation, the history, the
+    /// journal.
     #[arg(long, default_value = "/var/lib/quadway")]
     pub state: PathBuf,
     /// What survives a restart: the socket of the API, the lock.

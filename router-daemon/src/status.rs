@@ -465,6 +465,9 @@ impl Status {
             let told = format!("ISP outage ({family}): most lines were lost together; flows are frozen, not killed");
             note(f, 2, &told)?;
         }
+        if let Some(pending) = &self.applies.pending {
+            note(f, 2, &pending.to_string())?;
+        }
         if let Some(why) = &self.applies.failing {
             note(f, 2, &format!("not as it should be: {why}"))?;
         }
@@ -686,6 +689,7 @@ const BUCKETS: f64 = mwan::state::BUCKETS as f64;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ask::{Author, PendingChange};
     use crate::fixture;
 
     #[test]
@@ -704,6 +708,20 @@ mod tests {
     #[test]
     fn the_fields_of_version_1_are_these() {
         insta::assert_json_snapshot!(of(&fixture::view(), &Ok(fixture::counters())));
+    }
+
+    #[test]
+    fn a_pending_change_is_told_with_what_to_type() {
+        let mut view = fixture::view();
+        let author = Author { name: "alice".to_owned(), uid: Some(1000) };
+        let message = Some("the new office".to_owned());
+        let pending = PendingChange { author, message, remaining_seconds: 83, window_seconds: 120, guard: false };
+        view.applies.pending = Some(pending);
+        let status = of(&view, &Ok(fixture::counters()));
+        let told = "\n  a change by alice (uid 1000) (the new office) is rolled back in 1m23s unless\n    you type \
+                    `routerctl confirm`; `routerctl rollback` takes it back at once\n";
+        assert!(status.to_string().contains(told), "{status}");
+        assert_eq!(serde_json::to_value(&status).unwrap()["applies"]["pending"]["remaining_seconds"], 83);
     }
 
     #[test]

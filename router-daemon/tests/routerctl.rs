@@ -11,6 +11,7 @@ use router_daemon::api::server::{self, Access, Core};
 use router_daemon::ask::Ask;
 use router_daemon::counters::{CounterSource, Counters};
 use router_daemon::event_log::EventLog;
+use router_daemon::history::History;
 use router_daemon::kernel::Ledger;
 use tokio::sync::mpsc;
 
@@ -74,13 +75,18 @@ fn peers_may_do_what_their_group_may() {
     std::thread::spawn(move || runtime.block_on(async { server::serve(listener, core(), access).await }));
 
     let apply = ["apply", text(&site)];
-    let table: [(u32, &[&str], i32, &str); 8] = [
+    let table: [(u32, &[&str], i32, &str); 13] = [
         (OPERATORS, &["version"], 0, "routerd"),
         (OPERATORS, &apply, 1, "reached the loop"),
         (OPERATORS, &["wan", "drain", "wan1"], 0, "wan1"),
         (READERS, &["version"], 0, "SHA-256"),
         (READERS, &apply, 1, "changes the router"),
+        (OPERATORS, &["confirm"], 1, "reached the loop"),
+        (OPERATORS, &["rollback"], 1, "reached the loop"),
         (READERS, &["wan", "fail-test", "wan1"], 1, "changes the router"),
+        (READERS, &["confirm"], 1, "changes the router"),
+        (READERS, &["rollback", "3"], 1, "changes the router"),
+        (READERS, &["diff", "1", "2"], 1, "`routerctl history` lists"),
         (OTHERS, &["version"], 1, "only root and members of the group"),
         (OTHERS, &apply, 1, "only root and members of the group"),
     ];
@@ -114,7 +120,7 @@ fn core() -> Core {
     tokio::spawn(async move {
         while let Some(ask) = asked.recv().await {
             match ask {
-                Ask::Apply { reply, .. } => {
+                Ask::Apply { reply, .. } | Ask::Confirm { reply, .. } | Ask::RollBack { reply, .. } => {
                     let (code, message) = ("config".to_owned(), "it reached the loop".to_owned());
                     drop(reply.send(Err(router_daemon::ask::Refusal { code, message })));
                 }
@@ -124,7 +130,16 @@ fn core() -> Core {
         }
     });
     let counters = CounterSource::new(|| async { Ok(Counters::default()) });
-    Core { asks, counters, denied: EventLog::default(), journal: None, ledger: Ledger::default(), foreign: None }
+    let history = History::of(Path::new("/nonexistent"));
+    Core {
+        asks,
+        counters,
+        denied: EventLog::default(),
+        journal: None,
+        ledger: Ledger::default(),
+        history,
+        foreign: None,
+    }
 }
 
 fn text(path: &Path) -> &str {

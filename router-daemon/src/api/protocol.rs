@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ask::Refusal;
+use crate::ask::{How, Refusal};
 use crate::talkers::MOST_TOLD;
 
 /// The one version there is.
@@ -28,6 +28,25 @@ pub enum Call {
     },
     Apply {
         text: String,
+        #[serde(flatten)]
+        how: How,
+    },
+    /// Keep the change that waits for it.
+    Confirm,
+    /// Back to a config of the history; without a number, take back the change that waits.
+    Rollback {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+        #[serde(flatten)]
+        how: How,
+    },
+    /// Every config that took effect, oldest first.
+    History,
+    /// What differs between two of them; without `to`, between one and what is in force.
+    Diff {
+        from: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<u64>,
     },
     /// `service` is `tcp/443`, `udp/53`, `ping` or the number of an IP protocol.
     Explain {
@@ -75,12 +94,19 @@ impl Call {
             Self::Status
             | Self::Version
             | Self::Plan { .. }
+            | Self::History
+            | Self::Diff { .. }
             | Self::Explain { .. }
             | Self::ExplainWan { .. }
             | Self::Denied { .. }
             | Self::Flows { .. }
             | Self::Journal { .. } => false,
-            Self::Apply { .. } | Self::Drain { .. } | Self::Undrain { .. } | Self::FailTest { .. } => true,
+            Self::Apply { .. }
+            | Self::Confirm
+            | Self::Rollback { .. }
+            | Self::Drain { .. }
+            | Self::Undrain { .. }
+            | Self::FailTest { .. } => true,
         }
     }
 
@@ -91,6 +117,10 @@ impl Call {
             Self::Version => "version",
             Self::Plan { .. } => "plan",
             Self::Apply { .. } => "apply",
+            Self::Confirm => "confirm",
+            Self::Rollback { .. } => "rollback",
+            Self::History => "history",
+            Self::Diff { .. } => "diff",
             Self::Explain { .. } => "explain",
             Self::ExplainWan { .. } => "explain-wan",
             Self::Denied { .. } => "denied",
@@ -213,6 +243,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::session::Session;
 
     #[test]
     fn the_lines_of_version_1_are_these() {
@@ -220,7 +251,33 @@ mod tests {
             (Call::Status, r#"{"v":1,"call":"status"}"#),
             (Call::Version, r#"{"v":1,"call":"version"}"#),
             (Call::Plan { text: "a\nb".into() }, r#"{"v":1,"call":"plan","text":"a\nb"}"#),
-            (Call::Apply { text: String::new() }, r#"{"v":1,"call":"apply","text":""}"#),
+            (Call::Apply { text: String::new(), how: How::default() }, r#"{"v":1,"call":"apply","text":""}"#),
+            (
+                Call::Apply {
+                    text: "x".into(),
+                    how: How {
+                        message: Some("why".into()),
+                        confirm_milliseconds: Some(120_000),
+                        guard_milliseconds: Some(30_000),
+                        force: true,
+                        session: Session::of_ssh("10.0.10.7 50000 10.0.10.1 22"),
+                    },
+                },
+                concat!(
+                    r#"{"v":1,"call":"apply","text":"x","message":"why","confirm_milliseconds":120000,"#,
+                    r#""guard_milliseconds":30000,"force":true,"session":{"source":"10.0.10.7","source_port":50000,"#,
+                    r#""destination":"10.0.10.1","port":22}}"#
+                ),
+            ),
+            (Call::Confirm, r#"{"v":1,"call":"confirm"}"#),
+            (Call::Rollback { number: None, how: How::default() }, r#"{"v":1,"call":"rollback"}"#),
+            (
+                Call::Rollback { number: Some(7), how: How { confirm_milliseconds: Some(1000), ..How::default() } },
+                r#"{"v":1,"call":"rollback","number":7,"confirm_milliseconds":1000}"#,
+            ),
+            (Call::History, r#"{"v":1,"call":"history"}"#),
+            (Call::Diff { from: 3, to: None }, r#"{"v":1,"call":"diff","from":3}"#),
+            (Call::Diff { from: 3, to: Some(4) }, r#"{"v":1,"call":"diff","from":3,"to":4}"#),
             (
                 Call::Explain { source: "app".into(), destination: "nas".into(), service: "tcp/22".into() },
                 r#"{"v":1,"call":"explain","source":"app","destination":"nas","service":"tcp/22"}"#,
@@ -286,7 +343,7 @@ mod tests {
 
         #[test]
         fn any_text_passes_unharmed(text: String) {
-            let call = Call::Apply { text };
+            let call = Call::Apply { text, how: How::default() };
             let line = encode_call(&call);
             prop_assert_eq!(line.matches('\n').count(), 1);
             prop_assert_eq!(decode_call(line.as_bytes()).unwrap(), call);

@@ -3,7 +3,7 @@
 //! | peer | may |
 //! |---|---|
 //! | root, or a member of the group `quadway` | everything |
-//! | a member of the group `quadway-read` | ask: status, explain, plan, denied, flows, journal |
+//! | a member of the group `quadway-read` | ask: status, explain, plan, denied, flows, journal, history, diff |
 //! | anybody else | nothing, and is told so |
 //!
 //! The kernel names the peer (`SO_PEERCRED`); supplementary groups are looked up by its user. The socket's mode
@@ -33,10 +33,11 @@ use super::journal::Tail;
 use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::accept;
-use crate::ask::{ApplyReport, Ask, PlanReport, Refusal, View};
+use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View};
 use crate::counters::{CounterSource, Counters};
-use crate::difference::{self, Difference};
+use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::EventLog;
+use crate::history::{self, History};
 use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::status::{self, Status};
@@ -52,6 +53,7 @@ pub struct Core {
     pub journal: Option<PathBuf>,
     /// What became of the flows of lines that were lost.
     pub ledger: Ledger,
+    pub history: History,
     /// `None` does not look at what others do with marks.
     pub foreign: Option<Foreign>,
 }
@@ -122,11 +124,11 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
             let credentials = stream.peer_cred();
             let (reader, writer) = stream.into_split();
             let mut peer = Connection { reader: BufReader::new(reader), writer };
-            let role = match credentials {
+            let known = match credentials {
                 Ok(credentials) => role_of(access, credentials).await,
                 Err(_) => None,
             };
-            let Some(role) = role else {
+            let Some((role, author)) = known else {
                 let text = "only root and members of the group `quadway` may ask here (`quadway-read` to read)";
                 peer.send(&Answer::Error(refusal("permission", text.to_owned()))).await.ok();
                 return;
@@ -140,7 +142,7 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
                 peer.send(&Answer::Error(refusal("busy", text.to_owned()))).await.ok();
                 return;
             };
-            if let Err(error) = converse(&mut peer, &core, role).await {
+            if let Err(error) = converse(&mut peer, &core, role, &author).await {
                 tracing::debug!(%error, "a client went away");
             }
         });
@@ -148,24 +150,26 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
 }
 
 /// The user database may ask a network: not on the daemon's own thread.
-async fn role_of(access: Access, credentials: UCred) -> Option<Role> {
+async fn role_of(access: Access, credentials: UCred) -> Option<(Role, Author)> {
     let (uid, gid) = (Uid::from_raw(credentials.uid()), Gid::from_raw(credentials.gid()));
     if uid.is_root() {
-        return Some(Role::Operator);
+        return Some((Role::Operator, Author { name: "root".to_owned(), uid: Some(0) }));
     }
     let lookup = tokio::task::spawn_blocking(move || {
         let mut groups = vec![gid];
-        if let Ok(Some(user)) = User::from_uid(uid)
-            && let Ok(name) = std::ffi::CString::new(user.name)
-        {
-            groups.extend(getgrouplist(&name, user.gid).unwrap_or_default());
+        let mut author = Author { name: "somebody".to_owned(), uid: Some(uid.as_raw()) };
+        if let Ok(Some(user)) = User::from_uid(uid) {
+            author.name.clone_from(&user.name);
+            if let Ok(name) = std::ffi::CString::new(user.name) {
+                groups.extend(getgrouplist(&name, user.gid).unwrap_or_default());
+            }
         }
-        access.role(uid, &groups)
+        access.role(uid, &groups).map(|role| (role, author))
     });
     tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await.ok()?.ok()?
 }
 
-async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<()> {
+async fn converse(peer: &mut Connection, core: &Core, role: Role, author: &Author) -> io::Result<()> {
     while let Some(line) = peer.line().await? {
         let call = match line.and_then(|line| decode_call(&line)) {
             Ok(call) => call,
@@ -190,6 +194,10 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
             | Call::Version
             | Call::Plan { .. }
             | Call::Apply { .. }
+            | Call::Confirm
+            | Call::Rollback { .. }
+            | Call::History
+            | Call::Diff { .. }
             | Call::Explain { .. }
             | Call::ExplainWan { .. }
             | Call::Denied { .. }
@@ -197,7 +205,7 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role) -> io::Result<
             | Call::Drain { .. }
             | Call::Undrain { .. }
             | Call::FailTest { .. }) => {
-                let answer = core.answer(call).await.unwrap_or_else(Answer::Error);
+                let answer = core.answer(call, author).await.unwrap_or_else(Answer::Error);
                 peer.send(&answer).await?;
             }
         }
@@ -221,18 +229,53 @@ impl Core {
         }
     }
 
-    async fn apply(&self, text: String) -> Result<ApplyReport, Refusal> {
+    async fn apply(&self, text: String, how: How, author: Author) -> Result<ApplyReport, Refusal> {
         if let Some(foreign) = &self.foreign {
             foreign.look().await.map_err(|error| refusal("kernel", error.to_string()))?;
         }
-        self.ask(APPLY_TIMEOUT, |reply| Ask::Apply { text, reply }).await?
+        self.ask(APPLY_TIMEOUT, |reply| Ask::Apply { text, how, author, reply }).await?
+    }
+
+    async fn roll_back(&self, number: Option<u64>, mut how: How, author: Author) -> Result<ApplyReport, Refusal> {
+        let Some(number) = number else {
+            return self.ask(APPLY_TIMEOUT, |reply| Ask::RollBack { author, reply }).await?;
+        };
+        let text = self.of_history(number).await?;
+        how.message.get_or_insert_with(|| format!("rollback to {number}"));
+        self.apply(text, how, author).await
+    }
+
+    async fn of_history(&self, number: u64) -> Result<String, Refusal> {
+        let history = self.history.clone();
+        let text =
+            tokio::task::spawn_blocking(move || history.text(number)).await.unwrap_or_else(|error| Err(error.into()));
+        text.map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound {
+                let text = format!("the history has no {number}; `routerctl history` lists what it has");
+                refusal("unknown-number", text)
+            } else {
+                refusal("unavailable", format!("{number} of the history cannot be read: {error}"))
+            }
+        })
+    }
+
+    async fn diff(&self, from: u64, to: Option<u64>) -> Result<TextDifference, Refusal> {
+        let old = self.of_history(from).await?;
+        let (new, name) = match to {
+            Some(to) => (self.of_history(to).await?, to.to_string()),
+            None => (self.view().await?.text.to_string(), "in force".to_owned()),
+        };
+        Ok(TextDifference {
+            changes: difference::between(Some(&parsed(&old)?), &parsed(&new)?),
+            text: history::text_difference(&old, &new, (&from.to_string(), &name)),
+        })
     }
 
     async fn view(&self) -> Result<View, Refusal> {
         self.ask(VIEW_TIMEOUT, Ask::View).await
     }
 
-    async fn answer(&self, call: Call) -> Result<Answer, Refusal> {
+    async fn answer(&self, call: Call, author: &Author) -> Result<Answer, Refusal> {
         Ok(match call {
             Call::Status => ok(&self.status().await?),
             Call::Version => ok(&json!({
@@ -241,7 +284,20 @@ impl Core {
                 "fast_path_sha256": ebpf::digest(ebpf::OBJECT),
             })),
             Call::Plan { text } => ok(&self.plan(text).await?),
-            Call::Apply { text } => ok(&self.apply(text).await?),
+            Call::Apply { text, how } => ok(&self.apply(text, how, author.clone()).await?),
+            Call::Confirm => {
+                let author = author.clone();
+                ok(&self.ask(VIEW_TIMEOUT, |reply| Ask::Confirm { author, reply }).await??)
+            }
+            Call::Rollback { number, how } => ok(&self.roll_back(number, how, author.clone()).await?),
+            Call::History => {
+                let history = self.history.clone();
+                let entries = tokio::task::spawn_blocking(move || history.entries()).await;
+                let entries = entries.unwrap_or_else(|error| Err(error.into()));
+                let unread = |error| refusal("unavailable", format!("the history cannot be read: {error}"));
+                ok(&json!({"entries": entries.map_err(unread)?}))
+            }
+            Call::Diff { from, to } => ok(&self.diff(from, to).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
             Call::ExplainWan { wan } => self.explain_wan(&wan).await?,
             Call::Denied { .. } => ok(&json!({"groups": self.denied.groups()})),
@@ -478,6 +534,9 @@ mod tests {
         let mut client = Peer::of(Role::Reader, core());
         for call in [
             r#"{"v":1,"call":"apply","text":"x"}"#,
+            r#"{"v":1,"call":"confirm"}"#,
+            r#"{"v":1,"call":"rollback"}"#,
+            r#"{"v":1,"call":"rollback","number":1}"#,
             r#"{"v":1,"call":"drain","wan":"wan1"}"#,
             r#"{"v":1,"call":"undrain","wan":"wan1"}"#,
             r#"{"v":1,"call":"fail-test","wan":"wan1","milliseconds":1}"#,
@@ -486,6 +545,35 @@ mod tests {
         }
         assert_eq!(client.ask(r#"{"v":1,"call":"status"}"#).await["ok"]["site"], "spectrum");
         assert_eq!(client.ask(r#"{"v":1,"call":"version"}"#).await["ok"]["protocol"], 1);
+    }
+
+    #[tokio::test]
+    async fn a_reader_compares_what_took_effect_and_an_operator_goes_back_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::of(folder.path());
+        let old = include_str!("../../../config/examples/minimal.toml");
+        let new = old.replace("tcp/631", "tcp/632");
+        for text in [old, new.as_str()] {
+            history.record(text, Author::start(), None, history::Outcome::Applied).unwrap();
+        }
+        let core = || Core { history: history.clone(), ..core() };
+        let mut reader = Peer::of(Role::Reader, core());
+        let entries = reader.ask(r#"{"v":1,"call":"history"}"#).await["ok"]["entries"].clone();
+        assert_eq!((&entries[0]["number"], &entries[1]["outcome"]["outcome"]), (&json!(1), &json!("applied")));
+        let diff = reader.ask(r#"{"v":1,"call":"diff","from":1,"to":2}"#).await["ok"].clone();
+        assert!(diff["changes"].as_array().unwrap().iter().any(|change| change["kind"] == "cell"), "{diff}");
+        assert!(diff["text"].as_str().unwrap().contains("\n-services = [\"tcp/631\""), "{diff}");
+        let unknown = reader.ask(r#"{"v":1,"call":"diff","from":1,"to":9}"#).await;
+        assert_eq!(unknown["error"]["code"], "unknown-number");
+
+        let mut operator = Peer::of(Role::Operator, core());
+        let back = operator.ask(r#"{"v":1,"call":"rollback","number":1}"#).await["ok"].clone();
+        assert_eq!(
+            (back["digest"].as_str(), &back["warnings"]),
+            (Some(old), &json!(["alice (uid 1000)", "rollback to 1"]))
+        );
+        let confirmed = operator.ask(r#"{"v":1,"call":"confirm"}"#).await["ok"].clone();
+        assert_eq!(confirmed["warnings"], json!(["alice (uid 1000)"]));
     }
 
     #[tokio::test]
@@ -591,9 +679,14 @@ mod tests {
                         let report = PlanReport { steps: vec![], flows_that_die: 0, warnings: vec![] };
                         drop(reply.send(Ok(report)));
                     }
-                    Ask::Apply { text, reply } => {
-                        let report = ApplyReport { digest: text, steps: 1, flows_ended: 0, warnings: vec![] };
-                        drop(reply.send(Ok(report)));
+                    // Tells what it was asked.
+                    Ask::Apply { text, how, author, reply } => {
+                        let warnings = [Some(author.to_string()), how.message].into_iter().flatten().collect();
+                        drop(reply.send(Ok(ApplyReport { digest: text, warnings, ..ApplyReport::default() })));
+                    }
+                    Ask::Confirm { author, reply } | Ask::RollBack { author, reply } => {
+                        let warnings = vec![author.to_string()];
+                        drop(reply.send(Ok(ApplyReport { warnings, ..ApplyReport::default() })));
                     }
                     Ask::Operator { request: Request::Drain { wan }, reply } if wan.as_str() == "wan9" => {
                         drop(reply.send(Err(refusal("unknown-wan", "there is no wan9".to_owned()))));
@@ -607,7 +700,16 @@ mod tests {
             tally.add(config::units::WanId::new(1), "10.10.50.7".parse().unwrap(), None);
             std::future::ready(Ok(tally))
         });
-        Core { asks, counters, denied: EventLog::default(), journal: None, ledger: Ledger::default(), foreign: None }
+        let history = History::of(Path::new("/nonexistent"));
+        Core {
+            asks,
+            counters,
+            denied: EventLog::default(),
+            journal: None,
+            ledger: Ledger::default(),
+            history,
+            foreign: None,
+        }
     }
 
     struct Peer {
@@ -621,7 +723,8 @@ mod tests {
             let (reader, writer) = theirs.into_split();
             tokio::spawn(async move {
                 let mut peer = Connection { reader: BufReader::new(reader), writer };
-                converse(&mut peer, &core, role).await.ok();
+                let author = Author { name: "alice".to_owned(), uid: Some(1000) };
+                converse(&mut peer, &core, role, &author).await.ok();
             });
             let (reader, writer) = split(ours);
             Self { lines: BufReader::new(reader).lines(), writer }

@@ -15,9 +15,11 @@ use mwan::journal::{self, ReplayReport};
 use router_daemon::api::client::{Client, ClientError};
 use router_daemon::api::journal::{JournalLine, notice};
 use router_daemon::api::protocol::Call;
-use router_daemon::ask::ApplyReport;
-use router_daemon::difference::Difference;
+use router_daemon::ask::{ApplyReport, How};
+use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
+use router_daemon::history::Entry;
+use router_daemon::session::Session;
 use router_daemon::shell;
 use router_daemon::status::Status;
 use serde::Serialize;
@@ -54,7 +56,26 @@ enum Command {
     /// It answers when the kernel has it; where the kernel refuses it, the previous one is in force again. What was
     /// applied survives a restart and a reboot, until the site file of routerd (/etc/quadway/site.toml) is edited:
     /// the start after that takes the file. The last word counts.
-    Apply { file: PathBuf },
+    ///
+    /// It is refused where it would cut the ssh session it was typed in, unless --confirm or --force is given.
+    Apply {
+        file: PathBuf,
+        #[command(flatten)]
+        how: HowArguments,
+    },
+    /// Keep the change that `apply --confirm` made.
+    Confirm,
+    /// Take back what waits for its confirmation; with a number, go back to that config of the history.
+    Rollback {
+        /// As `routerctl history` tells it.
+        number: Option<u64>,
+        #[command(flatten)]
+        how: HowArguments,
+    },
+    /// Every config that took effect: when, by whom, why, and how it ended.
+    History,
+    /// What differs between two configs of the history; of one, between it and what is in force.
+    Diff { from: u64, to: Option<u64> },
     /// Lines, policies, segments, and what needs attention.
     Status,
     /// Tell what happens to a packet, and which line of the site file says so; or, of a WAN, how it stands and why.
@@ -106,6 +127,33 @@ enum Command {
     /// Write the man pages of routerctl and routerd into a folder.
     #[command(hide = true)]
     Man { folder: PathBuf },
+}
+
+#[derive(Debug, clap::Args)]
+struct HowArguments {
+    /// Why, for the history.
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
+    /// Live at once, and taken back after this time (2m, 90s) unless `routerctl confirm` arrives: also over a
+    /// restart of routerd and a reboot.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    confirm: Option<Duration>,
+    /// Even if it cuts the session it is typed in.
+    #[arg(long)]
+    force: bool,
+}
+
+impl HowArguments {
+    fn how(&self) -> How {
+        let milliseconds = |span: &Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        How {
+            message: self.message.clone(),
+            confirm_milliseconds: self.confirm.as_ref().map(milliseconds),
+            guard_milliseconds: None,
+            force: self.force,
+            session: std::env::var("SSH_CONNECTION").ok().and_then(|connection| Session::of_ssh(&connection)),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -199,9 +247,24 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 format!("{difference}{}", steps.collect::<String>())
             })
         }
-        Command::Apply { file } => {
-            let answer = ask(&Call::Apply { text: text_of(file)? })?;
+        Command::Apply { file, how } => {
+            let answer = ask(&Call::Apply { text: text_of(file)?, how: how.how() })?;
             show_as(json, &answer, |report: ApplyReport| applied(&report))
+        }
+        Command::Rollback { number, how } => {
+            let answer = ask(&Call::Rollback { number: *number, how: how.how() })?;
+            show_as(json, &answer, |report: ApplyReport| applied(&report))
+        }
+        Command::Confirm => show_as(json, &ask(&Call::Confirm)?, |report: ApplyReport| {
+            let short = report.digest.get(..12).unwrap_or(&report.digest);
+            [report.warnings.as_slice(), &[format!("confirmed {short}")]].concat().join("\n")
+        }),
+        Command::History => show_as(json, &ask(&Call::History)?["entries"], |entries: Vec<Entry>| {
+            entries.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        }),
+        Command::Diff { from, to } => {
+            let answer = ask(&Call::Diff { from: *from, to: *to })?;
+            show_as(json, &answer, |difference: TextDifference| difference.to_string())
         }
         Command::Status => show_as(json, &ask(&Call::Status)?, |status: Status| status.to_string()),
         Command::Explain { source, destination, service } => {
@@ -322,13 +385,16 @@ fn check(file: &Path, json: bool) -> Result<(), Failure> {
 }
 
 fn applied(report: &ApplyReport) -> String {
-    let mut text = String::new();
-    for warning in &report.warnings {
-        text.push_str(warning.trim_end());
-        text.push('\n');
-    }
-    let short = report.digest.get(..12).unwrap_or(&report.digest);
-    text + &format!("applied {short}: {} steps, {} flows ended\n", report.steps, report.flows_ended)
+    let ApplyReport { digest, steps, flows_ended, number, .. } = report;
+    let short = digest.get(..12).unwrap_or(digest);
+    let number = number.map(|number| format!(", number {number} of the history")).unwrap_or_default();
+    let window = report.confirm_milliseconds.map(|window| {
+        let window = humantime::format_duration(Duration::from_secs(window.div_ceil(1000)));
+        format!("it is rolled back in {window} unless you type `routerctl confirm`")
+    });
+    let warnings = report.warnings.iter().map(|warning| warning.trim_end().to_owned());
+    let done = format!("applied {short}: {steps} steps, {flows_ended} flows ended{number}");
+    warnings.chain([done]).chain(window).collect::<Vec<_>>().join("\n")
 }
 
 /// What would allow it, in lines of their own; with `why`.
@@ -461,7 +527,8 @@ fn say(text: &(impl Display + ?Sized)) -> Result<(), Failure> {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  refused: a problem in the input, an unknown name, no permission; a replay that differs
+  1  refused, and nothing changed: a problem in the input, an unknown name, no permission, another change that waits
+     for its confirmation, a change that would cut this session; a replay that differs
   2  the command line is wrong
   3  routerd cannot be reached
   4  routerd failed";

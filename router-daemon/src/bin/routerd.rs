@@ -15,6 +15,7 @@ use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters};
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
+use router_daemon::history::History;
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
@@ -182,6 +183,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         denied,
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         ledger,
+        history: History::of(&arguments.state),
         foreign: Some(foreign),
     };
     let access = Access::of_system();

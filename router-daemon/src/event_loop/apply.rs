@@ -12,7 +12,7 @@
 //! loaded at start is no transaction: the router keeps trying it.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,26 +22,32 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::confirm::{Told, Waiting};
 use super::site::{From, Loaded};
 use super::{Accepted, Core, Look, Progress, answer, refusal};
-use crate::ask::{ApplyReport, PlanReport, Refusal};
+use crate::ask::{ApplyReport, Author, How, PlanReport, Refusal};
+use crate::history::Outcome;
 
 /// The apply under way.
 #[derive(Debug)]
 pub(super) struct Applying {
-    stage: Stage,
+    pub(super) stage: Stage,
     /// The kernel is there when it reports this serial, or a later one.
-    serial: u64,
-    until: Instant,
-    reply: Reply,
+    pub(super) serial: u64,
+    pub(super) until: Instant,
+    pub(super) reply: Reply,
 }
 
 /// Nobody waits for a SIGHUP.
-type Reply = Option<oneshot::Sender<Result<ApplyReport, Refusal>>>;
+pub(super) type Reply = Option<oneshot::Sender<Result<ApplyReport, Refusal>>>;
 
 #[derive(Debug)]
-enum Stage {
+pub(super) enum Stage {
+    /// Its file is on the way to the disk.
+    Preparing,
     Trying {
+        order: Origin,
+        word: Word,
         /// `None`: everything was denied.
         previous: Option<Accepted>,
         /// What failed before already: not the fault of this config.
@@ -53,21 +59,53 @@ enum Stage {
     },
 }
 
-/// The config that was loaded at start, until the kernel has it.
+/// A config that the kernel gets however long it takes: that of the start, and the previous one after a rollback.
 #[derive(Debug)]
 pub(super) struct Starting {
-    serial: u64,
-    from: From,
+    pub(super) serial: u64,
+    pub(super) word: Word,
+    pub(super) told: Vec<Told>,
+    pub(super) since: Instant,
+}
+
+/// A config that shall take effect.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) accepted: Accepted,
+    pub(super) author: Author,
+    pub(super) message: Option<String>,
+}
+
+/// What of an order is told in the history.
+#[derive(Debug)]
+pub(super) struct Origin {
+    author: Author,
+    message: Option<String>,
+}
+
+/// What a config is once the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The last word: the operator's file, or an apply.
+    Last,
+    /// The last word of before.
+    Kept,
+    /// None before it is confirmed.
+    Trial,
+    /// What a rollback has made the last word.
+    Back,
 }
 
 impl Core {
     /// The first config.
     pub(super) fn start(&mut self) {
-        let Loaded { accepted, trouble } = self.site.load();
+        let Loaded { accepted, trouble, pending, rolled_back } = self.site.load();
         if let Some(trouble) = &trouble {
             error!("{trouble}");
         }
         self.trouble = trouble;
+        let waiting = pending.map(|(pending, previous)| Waiting::new(pending, previous));
+        self.resume(waiting, rolled_back.as_deref());
         match accepted {
             Some((accepted, from)) => {
                 info!(?from, digest = %accepted.config.digest, "starting");
@@ -75,7 +113,12 @@ impl Core {
                     warn!(%warning, "in the site file");
                 }
                 self.take(accepted);
-                self.starting = Some(Starting { serial: self.serial, from });
+                let word = match from {
+                    From::File => Word::Last,
+                    From::Running => Word::Kept,
+                    From::Pending => Word::Trial,
+                };
+                self.starting = Some(Starting { serial: self.serial, word, told: Vec::new(), since: Instant::now() });
             }
             // Closed, and reachable over the API.
             None => self.watchdog.ready(),
@@ -85,18 +128,55 @@ impl Core {
     pub(super) fn reload(&mut self) {
         match self.site.operators() {
             Ok(_) if self.applying.is_some() => warn!("an apply is under way: SIGHUP ignored"),
-            Ok(accepted) => self.begin(accepted, None),
+            Ok(_) if let Some(waiting) = &self.waiting => warn!("SIGHUP ignored: {}", waiting.in_the_way()),
+            Ok(accepted) => {
+                let order = Order { accepted, author: Author::hang_up(), message: None };
+                self.begin(order, Word::Last, None);
+            }
             Err(trouble) => error!("not reloaded: {trouble}"),
         }
     }
 
-    pub(super) fn apply(&mut self, text: &str, reply: oneshot::Sender<Result<ApplyReport, Refusal>>) {
+    pub(super) fn apply(
+        &mut self,
+        text: &str,
+        how: How,
+        author: Author,
+        reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
+    ) {
         if self.applying.is_some() {
             return answer(reply, Err(refusal("busy", "another apply is under way")));
         }
-        match Accepted::new("site.toml", text) {
-            Ok(accepted) => self.begin(accepted, Some(reply)),
-            Err(refusal) => answer(reply, Err(refusal)),
+        if self.starting.as_ref().is_some_and(|starting| !starting.told.is_empty()) {
+            return answer(reply, Err(refusal("busy", "a rollback is under way")));
+        }
+        if let Some(waiting) = &self.waiting {
+            return answer(reply, Err(waiting.in_the_way()));
+        }
+        let accepted = match Accepted::new("site.toml", text) {
+            Ok(accepted) => accepted,
+            Err(refusal) => return answer(reply, Err(refusal)),
+        };
+        let How { message, confirm_milliseconds, guard_milliseconds: _, force, session } = how;
+        let cut = session.and_then(|session| {
+            let old = self.accepted.as_ref().map(|accepted| &*accepted.config);
+            session.cut_by(old, &accepted.config)
+        });
+        if let Some(cut) = cut
+            && !force
+            && confirm_milliseconds.is_none()
+        {
+            let text = format!(
+                "{cut}\nnothing was changed; `--confirm 2m` tries it and takes it back unless you confirm it in time, \
+                 `--force` does it anyway"
+            );
+            return answer(reply, Err(refusal("cuts-session", text)));
+        }
+        let order = Order { accepted, author, message };
+        match confirm_milliseconds.map(Duration::from_millis) {
+            None => self.begin(order, Word::Last, Some(reply)),
+            Some(window) if WINDOWS.contains(&window) => self.prepare(order, window, Some(reply)),
+            Some(_) => answer(reply, Err(refusal("window", "the time to confirm is one second to one day"))),
         }
     }
 
@@ -131,23 +211,28 @@ impl Core {
         });
     }
 
-    fn begin(&mut self, accepted: Accepted, reply: Reply) {
+    pub(super) fn begin(&mut self, order: Order, word: Word, reply: Reply) {
         let (before, steps) = {
             let progress = self.reconciler.progress.borrow();
             (progress.failures.keys().cloned().collect(), progress.steps)
         };
         let previous = self.accepted.clone();
         self.starting = None;
+        let Order { accepted, author, message } = order;
         self.take(accepted);
-        let stage = Stage::Trying { previous, before, steps };
-        self.applying = Some(Applying { stage, serial: self.serial, until: Instant::now() + PATIENCE, reply });
+        let stage = Stage::Trying { order: Origin { author, message }, word, previous, before, steps };
+        let patience = match &self.waiting {
+            Some(waiting) => PATIENCE.min(waiting.pending.left()),
+            None => PATIENCE,
+        };
+        self.applying = Some(Applying { stage, serial: self.serial, until: Instant::now() + patience, reply });
         // The same text again wants nothing of the kernel.
         let progress = self.reconciler.progress.borrow().clone();
         self.progressed(&progress);
     }
 
     /// Puts a config in force.
-    fn take(&mut self, accepted: Accepted) {
+    pub(super) fn take(&mut self, accepted: Accepted) {
         self.prober.configure(&accepted.config);
         self.config.send_replace(Some(Arc::clone(&accepted.config)));
         let event = Event::Config(Arc::clone(&accepted.config));
@@ -165,9 +250,15 @@ impl Core {
         }
         let started = |starting: &mut Starting| progress.serial >= starting.serial && progress.passes > 0;
         if progress.failures.is_empty()
-            && let Some(Starting { from, .. }) = self.starting.take_if(started)
+            && let Some(Starting { word, told, .. }) = self.starting.take_if(started)
         {
-            self.reached(0, from, None);
+            let order = match &self.waiting {
+                Some(Waiting { pending, .. }) => {
+                    Origin { author: pending.author.clone(), message: pending.message.clone() }
+                }
+                None => Origin { author: Author::start(), message: None },
+            };
+            self.reached(0, order, word, told);
         }
         let Some(applying) = self.applying.take() else { return };
         if progress.serial < applying.serial || progress.passes == 0 {
@@ -176,21 +267,23 @@ impl Core {
         }
         let Applying { stage, serial, until, reply } = applying;
         match stage {
-            Stage::Trying { previous, before, steps } => {
+            Stage::Preparing => self.applying = Some(Applying { stage, serial, until, reply }),
+            Stage::Trying { order, word, previous, before, steps } => {
                 let failing: Vec<_> = progress.failures.iter().filter(|(step, _)| !before.contains(*step)).collect();
                 if failing.is_empty() {
                     let steps = usize::try_from(progress.steps - steps).unwrap_or(usize::MAX);
-                    self.reached(steps, From::File, reply);
+                    let told = reply.map(|reply| Told { reply, refusal: None });
+                    self.reached(steps, order, word, told.into_iter().collect());
                 } else if progress.passes >= TRIES {
                     let told: Vec<_> = failing.iter().map(|(step, reason)| format!("{step}: {reason}")).collect();
                     let refusal = refusal("kernel", format!("the kernel refused it:\n{}", told.join("\n")));
                     self.go_back(previous, refusal, reply);
                 } else {
-                    let stage = Stage::Trying { previous, before, steps };
+                    let stage = Stage::Trying { order, word, previous, before, steps };
                     self.applying = Some(Applying { stage, serial, until, reply });
                 }
             }
-            Stage::Returning { refusal } => refused(refusal, reply),
+            Stage::Returning { refusal } => refused(&refusal, reply),
         }
     }
 
@@ -198,17 +291,19 @@ impl Core {
     pub(super) fn give_up_late_apply(&mut self) {
         match self.applying.take() {
             Some(applying) if applying.until <= Instant::now() => match applying.stage {
+                Stage::Preparing => self.applying = Some(applying),
                 Stage::Trying { previous, .. } => {
-                    let refusal = refusal("kernel", format!("the kernel did not have it after {PATIENCE:?}"));
+                    let refusal = refusal("kernel", "the kernel did not have it in time");
                     self.go_back(previous, refusal, applying.reply);
                 }
-                Stage::Returning { refusal } => refused(refusal, applying.reply),
+                Stage::Returning { refusal } => refused(&refusal, applying.reply),
             },
             applying => self.applying = applying,
         }
     }
 
     fn go_back(&mut self, previous: Option<Accepted>, mut refusal: Refusal, reply: Reply) {
+        self.refuse_trial(&refusal);
         if let Some(previous) = previous {
             warn!(digest = %previous.config.digest, "going back to the previous configuration");
             self.take(previous);
@@ -223,7 +318,7 @@ impl Core {
     }
 
     /// A site with nothing in it lets nothing through.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         #[expect(clippy::expect_used, reason = "a constant, and a test parses it")]
         let nothing = Accepted::new("nothing", NOTHING).expect("a site with nothing in it is a site");
         warn!("closing: there is no previous configuration to go back to");
@@ -233,28 +328,47 @@ impl Core {
     }
 
     /// The kernel has it: keep the text, end what it denies or leaves without a line, answer.
-    fn reached(&mut self, steps: usize, from: From, reply: Reply) {
-        if from == From::File {
+    fn reached(&mut self, steps: usize, order: Origin, word: Word, told: Vec<Told>) {
+        if word == Word::Last {
             self.trouble = None;
         }
-        let Some(accepted) = self.accepted.clone() else { return };
+        let Some(accepted) = self.accepted.clone() else {
+            // Closed: everything is denied.
+            let report = ApplyReport { steps, ..ApplyReport::default() };
+            return told.into_iter().for_each(|told| told.answer(&report));
+        };
+        let confirm_milliseconds = match (word, &self.waiting) {
+            (Word::Trial, Some(waiting)) => u64::try_from(waiting.pending.left().as_millis()).ok(),
+            (Word::Last | Word::Kept | Word::Trial | Word::Back, _) => None,
+        };
         let (site, flows) = (self.site.clone(), self.flows.clone());
+        let (text, asked) = (Arc::clone(&accepted.text), !told.is_empty());
+        let kept = self.disk.run(move || {
+            if word == Word::Last {
+                site.keep(&text)?;
+            }
+            let (history, Origin { author, message }) = (site.history(), order);
+            let outcome = if word == Word::Trial { Outcome::Unconfirmed } else { Outcome::Applied };
+            let number = match word {
+                Word::Last | Word::Trial if asked => Some(history.record(&text, author, message, outcome)?),
+                Word::Last | Word::Kept | Word::Trial => Some(history.record_once(&text, author, outcome)?),
+                Word::Back => None,
+            };
+            Ok((number, site.unlike(&text).filter(|_| word != Word::Trial)))
+        });
         self.tasks.spawn(async move {
             let mut report = ApplyReport {
                 digest: accepted.config.digest.clone(),
                 steps,
-                flows_ended: 0,
                 warnings: accepted.warnings,
+                confirm_milliseconds,
+                ..ApplyReport::default()
             };
-            let text = accepted.text;
-            let keep = move || {
-                if from == From::File {
-                    site.keep(&text)?;
+            match kept.await {
+                Ok((number, unlike)) => {
+                    report.number = number;
+                    report.warnings.extend(unlike);
                 }
-                Ok(site.unlike(&text))
-            };
-            match tokio::task::spawn_blocking(keep).await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok(unlike) => report.warnings.extend(unlike),
                 Err(error) => {
                     report.warnings.push(format!("it is in force, and could not be kept for the next start: {error}"));
                 }
@@ -263,24 +377,31 @@ impl Core {
                 Ok(ended) => report.flows_ended = ended,
                 Err(error) => report.warnings.push(format!("flows that it denies may live on: {error}")),
             }
-            let ApplyReport { digest, steps, flows_ended, warnings } = &report;
+            let ApplyReport { digest, steps, flows_ended, warnings, .. } = &report;
             info!(%digest, steps, flows_ended, ?warnings, "applied");
-            if let Some(reply) = reply {
-                answer(reply, Ok(report));
+            for told in told {
+                told.answer(&report);
             }
         });
     }
 }
 
-fn refused(refusal: Refusal, reply: Reply) {
+impl Told {
+    fn answer(self, report: &ApplyReport) {
+        answer(self.reply, self.refusal.map_or_else(|| Ok(report.clone()), Err));
+    }
+}
+
+pub(super) fn refused(refusal: &Refusal, reply: Reply) {
     error!(reason = %refusal, "not applied");
     if let Some(reply) = reply {
-        answer(reply, Err(refusal));
+        answer(reply, Err(refusal.clone()));
     }
 }
 
 /// Passes in which a step may fail before the kernel is taken to refuse it: a link may need a moment to appear.
 const TRIES: u32 = 3;
 /// How long an apply may take; the whole site takes a second.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+const WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 pub(super) const NOTHING: &str = "[site]\nname = \"nothing\"\n";

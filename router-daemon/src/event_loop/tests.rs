@@ -8,9 +8,11 @@ use mwan::Step;
 use mwan::links::{LinkFacts, Links};
 
 use super::*;
-use crate::ask::{ApplyReport, PlanReport};
+use crate::ask::{ApplyReport, Author, How, PlanReport};
+use crate::history::Outcome;
 use crate::kernel::fake::FakeKernel;
 use crate::reconcile::Reconciler;
+use crate::session::Session;
 
 #[tokio::test]
 async fn an_apply_is_kept_and_ends_the_flows_it_dooms() {
@@ -169,6 +171,143 @@ async fn every_file_of_the_journal_replays() {
     assert!(files >= 3);
 }
 
+#[tokio::test]
+async fn an_unconfirmed_change_is_taken_back_and_is_no_word() {
+    let mut bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let (before, state) = (bench.view().await.config.unwrap().digest.clone(), bench.kernel.state());
+    // As it usually is: the file is edited, and that is applied.
+    fs::write(&bench.site.file, narrowed()).unwrap();
+    let report = bench.apply_as(&narrowed(), within(1)).await.unwrap();
+    assert!(report.confirm_milliseconds.unwrap() <= 1000);
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL), "it is no word yet");
+    let pending = bench.view().await.applies.pending.unwrap();
+    assert_eq!((pending.author, pending.window_seconds), (alice(), 1));
+    let refusal = bench.apply(MINIMAL).await.unwrap_err();
+    assert_eq!(refusal.code, "pending");
+    assert!(refusal.message.contains("routerctl confirm") && refusal.message.contains("routerctl rollback"));
+
+    bench.back(&before).await;
+    assert_eq!(bench.kernel.state(), state);
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+    assert_eq!(bench.view().await.applies.rollbacks["unconfirmed"], 1);
+    let history = bench.history();
+    assert_eq!(history.iter().map(|entry| entry.author.name.as_str()).collect::<Vec<_>>(), ["start", "alice"]);
+    assert_eq!(history[1].outcome, Outcome::RolledBack("nobody confirmed it within 1s".to_owned()));
+    assert_eq!(bench.confirm().await.unwrap_err().code, "nothing-pending");
+    assert_eq!(bench.take_back().await.unwrap_err().code, "nothing-pending");
+    bench.restart().await;
+    bench.ready().await;
+    assert_eq!(bench.view().await.config.unwrap().digest, before, "a rollback is the last word over the file");
+}
+
+#[tokio::test]
+async fn a_confirmed_change_is_the_last_word() {
+    let mut bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let applied = bench.apply_as(&narrowed(), within(600)).await.unwrap();
+    assert_eq!(bench.confirm().await.unwrap().digest, applied.digest);
+    assert_eq!(bench.running(), Some(narrowed()));
+    assert_eq!(bench.view().await.applies.pending, None);
+    assert_eq!(bench.history()[1].outcome, Outcome::Confirmed("alice (uid 1000)".to_owned()));
+    bench.restart().await;
+    bench.ready().await;
+    assert_eq!(bench.view().await.config.unwrap().digest, applied.digest);
+}
+
+#[tokio::test]
+async fn an_operator_takes_a_change_back_at_once() {
+    let bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let (before, state) = (bench.view().await.config.unwrap().digest.clone(), bench.kernel.state());
+    bench.apply_as(&narrowed(), within(600)).await.unwrap();
+    assert_eq!(bench.take_back().await.unwrap().digest, before);
+    assert_eq!(bench.kernel.state(), state);
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+    assert_eq!(bench.history()[1].outcome, Outcome::RolledBack("alice (uid 1000) took it back".to_owned()));
+    // What nothing was before goes back to nothing.
+    let bench = Bench::start(None);
+    bench.apply_as(MINIMAL, within(600)).await.unwrap();
+    bench.take_back().await.unwrap();
+    assert!(bench.view().await.config.is_none());
+}
+
+#[tokio::test]
+async fn a_window_outlives_the_daemon() {
+    let mut bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let (before, state) = (bench.view().await.config.unwrap().digest.clone(), bench.kernel.state());
+    let applied = bench.apply_as(&narrowed(), within(2)).await.unwrap();
+    bench.restart().await;
+    bench.ready().await;
+    let view = bench.view().await;
+    assert_eq!(view.config.unwrap().digest, applied.digest, "time is left");
+    assert_eq!(view.applies.pending.unwrap().author, alice());
+    assert_eq!(bench.kernel.take_applied(), []);
+    bench.back(&before).await;
+    assert_eq!(bench.kernel.state(), state);
+
+    bench.apply_as(&narrowed(), within(1)).await.unwrap();
+    bench.restart_after(Duration::from_millis(1100)).await;
+    bench.ready().await;
+    let view = bench.view().await;
+    assert_eq!(view.config.unwrap().digest, before, "time was up");
+    assert_eq!((view.applies.pending, view.applies.rollbacks["restart"]), (None, 1));
+    assert_eq!(bench.kernel.state(), state);
+    assert_eq!(bench.history().len(), 3);
+}
+
+#[tokio::test]
+async fn a_rollback_that_the_kernel_refuses_goes_on() {
+    let bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let (before, state) = (bench.view().await.config.unwrap().digest.clone(), bench.kernel.state());
+    bench.apply_as(&narrowed(), within(1)).await.unwrap();
+    bench.kernel.refuse(|step| matches!(step, Step::LoadRuleset { .. }).then_some(io::ErrorKind::OutOfMemory));
+    while bench.view().await.applies.failing.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(bench.view().await.applies.failing.unwrap().contains("out of memory"));
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+    bench.kernel.heal();
+    bench.back(&before).await;
+    assert_eq!(bench.kernel.state(), state);
+}
+
+#[tokio::test]
+async fn what_the_kernel_refuses_waits_for_nothing() {
+    let bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    bench.kernel.refuse(|step| matches!(step, Step::LoadRuleset { .. }).then_some(io::ErrorKind::OutOfMemory));
+    let refusal = bench.apply_as(&narrowed(), within(600)).await.unwrap_err();
+    assert_eq!(refusal.code, "kernel");
+    assert_eq!(bench.view().await.applies.pending, None);
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+    let begun = Instant::now();
+    while bench.site.state.join("pending.json").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_cuts_its_session_needs_more_than_an_apply() {
+    let bench = Bench::start(Some(MINIMAL));
+    bench.ready().await;
+    let closed = MINIMAL.replace(r#""ping", "ssh"]"#, r#""ping"]"#);
+    let session = Session::of_ssh("10.0.10.7 50000 10.0.10.1 22");
+    let over = How { session, ..How::default() };
+    bench.kernel.take_applied();
+    let refusal = bench.apply_as(&closed, over.clone()).await.unwrap_err();
+    assert_eq!(refusal.code, "cuts-session");
+    assert!(refusal.message.contains("input of office: default deny"), "{refusal}");
+    assert!(refusal.message.contains("--confirm") && refusal.message.contains("--force"), "{refusal}");
+    assert_eq!(bench.kernel.take_applied(), []);
+    bench.apply_as(&closed, How { confirm_milliseconds: Some(600_000), ..over.clone() }).await.unwrap();
+    bench.take_back().await.unwrap();
+    bench.apply_as(&closed, How { force: true, ..over }).await.unwrap();
+}
+
 const MINIMAL: &str = include_str!("../../../config/examples/minimal.toml");
 /// What the fake judge of flows finds each time.
 const DOOMED: u64 = 3;
@@ -179,6 +318,14 @@ fn narrowed() -> String {
         .replace(r#"services = ["tcp/631", "ping"]"#, r#"services = ["ping"]"#)
         .replace("10.0.20.1/24", "10.0.30.1/24")
         .replace("10.0.20.5", "10.0.30.5")
+}
+
+fn alice() -> Author {
+    Author { name: "alice".to_owned(), uid: Some(1000) }
+}
+
+fn within(seconds: u64) -> How {
+    How { confirm_milliseconds: Some(seconds * 1000), ..How::default() }
 }
 
 /// A loop, its kernel and its files. The lines have no carrier: nothing is probed.
@@ -205,8 +352,13 @@ impl Bench {
     }
 
     async fn restart(&mut self) {
+        self.restart_after(Duration::ZERO).await;
+    }
+
+    async fn restart_after(&mut self, pause: Duration) {
         self.running.abort();
         (&mut self.running).await.unwrap_err();
+        tokio::time::sleep(pause).await;
         self.kernel.take_applied();
         (self.asks, self.changes, self.running) = begin(&self.site, &self.kernel, &self.ended, self.folder.path());
     }
@@ -227,7 +379,32 @@ impl Bench {
     }
 
     async fn apply(&self, text: &str) -> Result<ApplyReport, Refusal> {
-        self.ask(|reply| Ask::Apply { text: text.to_owned(), reply }).await
+        self.apply_as(text, How::default()).await
+    }
+
+    async fn apply_as(&self, text: &str, how: How) -> Result<ApplyReport, Refusal> {
+        self.ask(|reply| Ask::Apply { text: text.to_owned(), how, author: alice(), reply }).await
+    }
+
+    async fn confirm(&self) -> Result<ApplyReport, Refusal> {
+        self.ask(|reply| Ask::Confirm { author: alice(), reply }).await
+    }
+
+    async fn take_back(&self) -> Result<ApplyReport, Refusal> {
+        self.ask(|reply| Ask::RollBack { author: alice(), reply }).await
+    }
+
+    /// Until the config in force is this one again, in the kernel and on the disk.
+    async fn back(&self, digest: &str) {
+        let begun = Instant::now();
+        while self.view().await.applies.pending.is_some() || self.ended().last().is_none_or(|last| last != digest) {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn history(&self) -> Vec<crate::history::Entry> {
+        self.site.history().entries().unwrap()
     }
 
     async fn plan(&self, text: &str) -> Result<PlanReport, Refusal> {
