@@ -11,6 +11,7 @@ pub mod event_loop;
 mod fixture;
 pub mod flows;
 pub mod history;
+pub mod import;
 pub mod kernel;
 pub mod metrics;
 pub mod passive;

@@ -104,7 +104,14 @@ pub fn remedy(code: &str) -> Option<&'static str> {
 const EXAMPLES: &[(&str, &str)] = &[
     ("routerctl check", "Example:\n  routerctl check /etc/quadway/site.toml"),
     ("routerctl plan", "Example:\n  routerctl plan site.toml --verbose"),
-    ("routerctl apply", "Example:\n  routerctl plan site.toml && routerctl apply site.toml"),
+    (
+        "routerctl apply",
+        "Examples:\n  routerctl plan site.toml && routerctl apply site.toml\n  routerctl apply site.toml --confirm 2m -m 'guests get DNS'",
+    ),
+    ("routerctl confirm", "Example:\n  routerctl apply site.toml --confirm 2m && routerctl confirm"),
+    ("routerctl rollback", "Example:\n  routerctl history && routerctl rollback 41"),
+    ("routerctl history", "Example:\n  routerctl history"),
+    ("routerctl diff", "Examples:\n  routerctl diff 41\n  routerctl diff 41 43"),
     ("routerctl status", "Example:\n  routerctl status\n  routerctl --json status | jq .wans"),
     (
         "routerctl explain",

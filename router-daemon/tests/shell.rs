@@ -50,6 +50,35 @@ fn completions_name_every_subcommand() {
     assert!(read.success());
 }
 
+#[test]
+fn errors_say_what_to_do_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let garbage = folder.path().join("garbage");
+    std::fs::write(&garbage, "{}\n").unwrap();
+    let (garbage, folder) = (garbage.to_str().unwrap(), folder.path().to_str().unwrap());
+    let socket = format!("{folder}/api.sock");
+    let table: [(&[&str], i32); 7] = [
+        (&["check", "/nonexistent"], 1),
+        (&["check", folder], 1),
+        (&["replay", garbage], 1),
+        (&["import", "mwan3", garbage], 1),
+        (&["import", "mwan3", "--network", "/nonexistent", "--mwan3", garbage], 1),
+        (&["man", garbage], 4),
+        (&["status"], 3),
+    ];
+    for (arguments, code) in table {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_routerctl"));
+        let output = command.args(["--socket", &socket]).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        // What is wrong, and below it what to do.
+        assert!(text.lines().nth(1).is_some_and(|next| next.starts_with("  ")), "{arguments:?}: {text}");
+    }
+    for code in ["busy", "kernel", "timeout", "unavailable", "not-configured", "unclear", "unknown-wan", "no-journal"] {
+        assert!(router_daemon::shell::remedy(code).is_some(), "{code}");
+    }
+}
+
 /// The words of each subcommand, from the names of the pages.
 fn pages(folder: &Path) -> Vec<Vec<String>> {
     let mut all: Vec<Vec<String>> = Vec::new();

@@ -20,8 +20,8 @@ use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::history::Entry;
 use router_daemon::session::Session;
-use router_daemon::shell;
 use router_daemon::status::Status;
+use router_daemon::{import, shell};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -122,6 +122,11 @@ enum Command {
     },
     /// The versions of routerctl and of the routerd that runs.
     Version,
+    /// Write the site file that the files of another router come to, and tell what was left out. Needs no routerd.
+    Import {
+        #[command(subcommand)]
+        from: ImportFrom,
+    },
     /// Write what completes these commands in a shell. Needs no routerd.
     Completions { shell: shell::Shell },
     /// Write the man pages of routerctl and routerd into a folder.
@@ -154,6 +159,15 @@ impl HowArguments {
             session: std::env::var("SSH_CONNECTION").ok().and_then(|connection| Session::of_ssh(&connection)),
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+enum ImportFrom {
+    /// OpenWrt with mwan3.
+    ///
+    /// The site file goes to the standard output or into a file, what could not be carried over to the standard error
+    /// and, as a comment, to the head of the site file.
+    Mwan3(import::command::Mwan3),
 }
 
 #[derive(Debug, Subcommand)]
@@ -314,6 +328,17 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| Some(line.to_string())))
         }
         Command::Replay { file, config } => replay(file, config.as_deref(), json),
+        Command::Import { from: ImportFrom::Mwan3(files) } => {
+            let imported = files.run().map_err(Failure::Refused)?;
+            if json {
+                return show(&imported);
+            }
+            writeln!(io::stderr(), "{}", imported.notes.to_string().trim()).ok();
+            match files.written() {
+                None => say(imported.site.trim_end()),
+                Some(path) => say(&format!("wrote {0}; look at it, then `routerctl check {0}`", path.display())),
+            }
+        }
         Command::Completions { shell } => {
             let text = shell::completions(shell::with_examples(Arguments::command()), *shell);
             Ok(io::stdout().lock().write_all(&text)?)
