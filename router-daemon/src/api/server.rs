@@ -116,7 +116,7 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = accept::next(&mut connections, "the API", || listener.accept()).await;
-        if connections.len() >= OPERATORS + READERS + STRANGERS {
+        if connections.len() >= CONNECTIONS {
             continue;
         }
         let (core, operators, readers) = (core.clone(), Arc::clone(&operators), Arc::clone(&readers));
@@ -137,12 +137,7 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
                 Role::Operator => operators,
                 Role::Reader => readers,
             };
-            let Ok(_place) = places.try_acquire() else {
-                let text = "too many clients at once; try again later";
-                peer.send(&Answer::Error(refusal("busy", text.to_owned()))).await.ok();
-                return;
-            };
-            if let Err(error) = converse(&mut peer, &core, role, &author).await {
+            if let Err(error) = converse(&mut peer, &core, role, &author, &places).await {
                 tracing::debug!(%error, "a client went away");
             }
         });
@@ -169,9 +164,20 @@ async fn role_of(access: Access, credentials: UCred) -> Option<(Role, Author)> {
     tokio::time::timeout(LOOKUP_TIMEOUT, lookup).await.ok()?.ok()?
 }
 
-async fn converse(peer: &mut Connection, core: &Core, role: Role, author: &Author) -> io::Result<()> {
-    while let Some(line) = peer.line().await? {
-        let call = match line.and_then(|line| decode_call(&line)) {
+/// A client that asks nothing holds no place: it costs a task and a small buffer.
+async fn converse(
+    peer: &mut Connection,
+    core: &Core,
+    role: Role,
+    author: &Author,
+    places: &Semaphore,
+) -> io::Result<()> {
+    while peer.asks().await? {
+        let Ok(Ok(place)) = tokio::time::timeout(PLACE_TIMEOUT, places.acquire()).await else {
+            let text = "too many clients ask at once; try again later";
+            return peer.send(&Answer::Error(refusal("busy", text.to_owned()))).await;
+        };
+        let call = match peer.line().await?.and_then(|line| decode_call(&line)) {
             Ok(call) => call,
             Err(refusal) => {
                 let fatal = refusal.code == "too-large";
@@ -188,8 +194,15 @@ async fn converse(peer: &mut Connection, core: &Core, role: Role, author: &Autho
             continue;
         }
         match call {
-            Call::Denied { follow: true } => return follow_denied(peer, core.denied.follow()).await,
-            Call::Journal { follow, all } => journal(peer, core.journal.as_deref(), follow, all).await?,
+            Call::Denied { follow: true } => {
+                drop(place);
+                return follow_denied(peer, core.denied.follow()).await;
+            }
+            Call::Journal { follow, all } => {
+                // Who only listens keeps nobody from asking.
+                let _place = Some(place).filter(|_| !follow);
+                journal(peer, core.journal.as_deref(), follow, all).await?;
+            }
             call @ (Call::Status
             | Call::Version
             | Call::Plan { .. }
@@ -439,20 +452,24 @@ struct Connection {
 }
 
 impl Connection {
-    /// The next request; `None` when the peer is done. A peer that begins a line must end it in time.
-    async fn line(&mut self) -> io::Result<Option<Result<Vec<u8>, Refusal>>> {
+    /// Waits for the beginning of a request; false when the peer is done.
+    async fn asks(&mut self) -> io::Result<bool> {
+        let waiting = tokio::time::timeout(IDLE, self.reader.fill_buf()).await;
+        Ok(!waiting.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??.is_empty())
+    }
+
+    /// The request that began. A peer that begins a line must end it in time.
+    async fn line(&mut self) -> io::Result<Result<Vec<u8>, Refusal>> {
         let mut line = Vec::new();
-        let timeout = |_| io::Error::from(io::ErrorKind::TimedOut);
-        if tokio::time::timeout(IDLE, self.reader.fill_buf()).await.map_err(timeout)??.is_empty() {
-            return Ok(None);
-        }
         let mut bounded = (&mut self.reader).take(MAX_LINE as u64 + 1);
-        tokio::time::timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(timeout)??;
-        Ok(Some(if line.len() > MAX_LINE {
+        tokio::time::timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line))
+            .await
+            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+        Ok(if line.len() > MAX_LINE {
             Err(refusal("too-large", format!("a line has at most {MAX_LINE} bytes")))
         } else {
             Ok(line)
-        }))
+        })
     }
 
     async fn send(&mut self, answer: &Answer) -> io::Result<()> {
@@ -467,10 +484,12 @@ impl Connection {
     }
 }
 
+/// Who is served at a time; each may hold a line of [`MAX_LINE`].
 const OPERATORS: usize = 16;
 const READERS: usize = 32;
-/// Connections whose role is not known yet.
-const STRANGERS: usize = 16;
+const CONNECTIONS: usize = 512;
+/// How long a client waits for a place.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_mins(1);
 const LINE_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -513,6 +532,27 @@ mod tests {
             drop(bind(&path, &Access { operators: None, readers }).unwrap());
             assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
         }
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_keep_nobody_from_asking() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        let access = Access { operators: Some(Gid::current()), readers: None };
+        let _server = tokio::spawn(serve(bind(&path, &access).unwrap(), core(), access));
+        let mut silent = Vec::new();
+        for number in 0..200 {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            if number % 2 == 0 {
+                client.write_all(b"{\"v\":1,\"call\":\"denied\",\"follow\":true}\n").await.unwrap();
+            }
+            silent.push(client);
+        }
+        let mut client = BufReader::new(UnixStream::connect(&path).await.unwrap());
+        client.write_all(b"{\"v\":1,\"call\":\"version\"}\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_line(&mut answer).await.unwrap();
+        assert!(answer.contains("\"protocol\":1"), "{answer}");
     }
 
     #[tokio::test]
@@ -724,7 +764,7 @@ mod tests {
             tokio::spawn(async move {
                 let mut peer = Connection { reader: BufReader::new(reader), writer };
                 let author = Author { name: "alice".to_owned(), uid: Some(1000) };
-                converse(&mut peer, &core, role, &author).await.ok();
+                converse(&mut peer, &core, role, &author, &Semaphore::new(1)).await.ok();
             });
             let (reader, writer) = split(ours);
             Self { lines: BufReader::new(reader).lines(), writer }
