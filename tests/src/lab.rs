@@ -263,8 +263,12 @@ impl Lab {
     /// routerctl, talking to the routerd of this lab.
     pub fn routerctl(&self) -> Result<Command> {
         let mut command = Command::new(binary("routerctl")?);
-        command.arg("--socket").arg(self.run_directory().join("api.sock"));
+        command.arg("--socket").arg(self.api_socket());
         Ok(command)
+    }
+
+    pub fn api_socket(&self) -> PathBuf {
+        self.run_directory().join("api.sock")
     }
 
     /// Whether a process of the lab is alive: `routerd`, `internet`, `v10` ….
