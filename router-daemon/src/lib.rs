@@ -22,3 +22,4 @@ pub mod session;
 pub mod shell;
 pub mod status;
 pub mod talkers;
+pub mod tui;

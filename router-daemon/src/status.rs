@@ -638,7 +638,7 @@ fn note(f: &mut fmt::Formatter<'_>, indent: usize, text: &str) -> fmt::Result {
     Ok(())
 }
 
-fn glyph(state: Health) -> char {
+pub(crate) fn glyph(state: Health) -> char {
     match state {
         Health::Unknown => '?',
         Health::Up => '●',
@@ -650,7 +650,7 @@ fn glyph(state: Health) -> char {
 }
 
 /// `12.3ms`, `1.20s`.
-fn short_time(seconds: f64) -> String {
+pub(crate) fn short_time(seconds: f64) -> String {
     if seconds < 0.01 {
         format!("{:.2}ms", seconds * 1e3)
     } else if seconds < 1.0 {
@@ -671,7 +671,7 @@ pub fn span(seconds: f64) -> String {
     }
 }
 
-fn percent(ratio: f64) -> String {
+pub(crate) fn percent(ratio: f64) -> String {
     format!("{:.0}%", ratio * 100.0)
 }
 

@@ -21,6 +21,7 @@ use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::history::Entry;
 use router_daemon::session::Session;
 use router_daemon::status::Status;
+use router_daemon::tui::{self, TopError};
 use router_daemon::{import, shell};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -120,6 +121,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// The router on one screen, live: lines, matrix, flows, denials, ports, journal, config.
+    #[command(after_help = tui::help())]
+    Top(tui::Options),
     /// The versions of routerctl and of the routerd that runs.
     Version,
     /// Write the site file that the files of another router come to, and tell what was left out. Needs no routerd.
@@ -195,6 +199,8 @@ enum Failure {
     Unreachable(ClientError),
     #[error("{0}")]
     Daemon(String),
+    #[error(transparent)]
+    Top(#[from] TopError),
     #[error("cannot write: {0}\n  is there room, and may you write there?")]
     Output(#[from] io::Error),
 }
@@ -202,7 +208,7 @@ enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Refused(_) => 1,
+            Self::Refused(_) | Self::Top(_) => 1,
             Self::Unreachable(_) => 3,
             Self::Daemon(_) | Self::Output(_) => 4,
         }
@@ -344,6 +350,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(io::stdout().lock().write_all(&text)?)
         }
         Command::Man { folder } => Ok(shell::man_pages(shell::with_examples(Arguments::command()), folder)?),
+        Command::Top(options) => Ok(tui::run(&arguments.socket, options)?),
         Command::Version => {
             let own = env!("CARGO_PKG_VERSION");
             let daemon = ask(&Call::Version);
