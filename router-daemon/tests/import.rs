@@ -124,6 +124,115 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Between VLANs, and from them to the router, nothing passes that the firewall refused.
+    #[test]
+    fn an_import_allows_nothing_that_was_refused(
+        rules in prop::collection::vec(rule(), 0..6),
+        forwardings in prop::collection::vec((0_usize..3, 0_usize..3), 0..4),
+        open in prop::collection::vec(any::<bool>(), 3),
+    ) {
+        let zones = ["a", "b", "c"];
+        let (mut network, mut firewall) = (String::new(), String::new());
+        for (at, zone) in zones.iter().enumerate() {
+            let n = at + 1;
+            network.extend([format!("config interface {zone}\n\toption device eth{n}\n\toption proto static\n\toption ipaddr 10.0.{n}.1/24\n")]);
+            let input = if open[at] { "ACCEPT" } else { "REJECT" };
+            firewall.extend([format!("config zone\n\toption name {zone}\n\toption input {input}\n")]);
+        }
+        firewall.extend(rules.iter().map(Rule::text));
+        for (src, dest) in &forwardings {
+            firewall.extend([format!("config forwarding\n\toption src {}\n\toption dest {}\n", zones[*src], zones[*dest])]);
+        }
+        let sources = Sources { network: Some(("network", &network)), firewall: Some(("firewall", &firewall)), ..Sources::default() };
+        let mut site = import::mwan3(&sources).unwrap().site;
+
+        let verdict = |src: &str, dest: Option<&str>, from: &str, to: &str, port: u16, otherwise: bool| {
+            let first = rules.iter().find(|rule| rule.meets(src, dest, from, to, port));
+            first.map_or(otherwise, |rule| rule.target == "ACCEPT")
+        };
+        for (s, src) in zones.iter().enumerate() {
+            for (host, port) in [(5, 22), (5, 80), (6, 22), (6, 80), (6, 443)] {
+                let from = format!("10.0.{}.{host}", s + 1);
+                let router = format!("10.0.{}.1", s + 1);
+                if !verdict(src, None, &from, &router, port, open[s]) {
+                    site.extend([format!("\n[[assert]]\nthat = \"{from} -> router tcp/{port} deny\"\n")]);
+                }
+                for (d, dest) in zones.iter().enumerate().filter(|(d, _)| *d != s) {
+                    for other in [5, 6] {
+                        let to = format!("10.0.{}.{other}", d + 1);
+                        let forwarded = forwardings.contains(&(s, d));
+                        if !verdict(src, Some(dest), &from, &to, port, forwarded) {
+                            site.extend([format!("\n[[assert]]\nthat = \"{from} -> {to} tcp/{port} deny\"\n")]);
+                        }
+                    }
+                }
+            }
+        }
+        let config = config::parse("site.toml", &site).unwrap().config;
+        let broken = mwan::asserts::broken(&config);
+        prop_assert!(broken.is_empty(), "{firewall}\n{site}\n{:?}", broken.iter().map(|broken| &broken.text).collect::<Vec<_>>());
+    }
+}
+
+/// A rule of a firewall, by what it may match.
+#[derive(Debug, Clone)]
+struct Rule {
+    src: &'static str,
+    dest: Option<&'static str>,
+    proto: Option<&'static str>,
+    ports: Option<(u16, u16)>,
+    from: Option<&'static str>,
+    to: Option<&'static str>,
+    target: &'static str,
+}
+
+impl Rule {
+    fn text(&self) -> String {
+        let option = |name: &str, value: Option<String>| value.map(|value| format!("\toption {name} '{value}'\n"));
+        let owned = |value: &str| value.to_owned();
+        let parts = [
+            option("src", Some(owned(self.src))),
+            option("dest", self.dest.map(owned)),
+            option("proto", self.proto.map(owned)),
+            option("dest_port", self.ports.map(|(first, last)| format!("{first}-{last}"))),
+            option("src_ip", self.from.map(owned)),
+            option("dest_ip", self.to.map(owned)),
+            option("target", Some(owned(self.target))),
+        ];
+        format!("config rule\n{}", parts.into_iter().flatten().collect::<String>())
+    }
+
+    /// Whether a TCP packet meets it; `dest` is `None` towards the router.
+    fn meets(&self, src: &str, dest: Option<&str>, from: &str, to: &str, port: u16) -> bool {
+        let zone = |own: &str, other: &str| own == "*" || own == other;
+        let places = match (self.dest, dest) {
+            (Some(own), Some(other)) => zone(own, other),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        zone(self.src, src)
+            && places
+            && matches!(self.proto, None | Some("tcp" | "all"))
+            && self.ports.is_none_or(|(first, last)| (first..=last).contains(&port))
+            && self.from.is_none_or(|own| own == from)
+            && self.to.is_none_or(|own| own == to)
+    }
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let zones = || prop::sample::select(&["a", "b", "c", "*"][..]);
+    let hosts = || prop::option::weighted(0.2, prop::sample::select(&["10.0.1.5", "10.0.2.5", "10.0.3.6"][..]));
+    let protos = prop::sample::select(&[None, Some("tcp"), Some("udp"), Some("all"), Some("icmp")][..]);
+    let ports = prop::sample::select(&[None, None, Some((22, 22)), Some((20, 90)), Some((80, 80))][..]);
+    let targets = prop::sample::select(&["ACCEPT", "ACCEPT", "DROP", "REJECT"][..]);
+    let dest = prop::option::weighted(0.7, zones());
+    (zones(), dest, protos, ports, hosts(), hosts(), targets)
+        .prop_map(|(src, dest, proto, ports, from, to, target)| Rule { src, dest, proto, ports, from, to, target })
+}
+
 type Kinds = &'static [(&'static str, &'static [&'static str])];
 
 /// Sections of these kinds, with some of their options, each with any of the values.
