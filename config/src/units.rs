@@ -110,7 +110,7 @@ fn checked(kind: &'static str, limit: usize, marks: &str, text: &str) -> Result<
 }
 
 /// IPv4 or IPv6. Lines are judged, balanced and failed over per family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     V4,

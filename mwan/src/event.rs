@@ -120,7 +120,7 @@ pub enum Notice {
 }
 
 /// The state of one line in one family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Health {
     /// Not judged yet. Not used while another line is up; used if it is all there is.

@@ -4,4 +4,5 @@ pub mod client;
 pub mod journal;
 pub mod line;
 pub mod protocol;
+pub mod schema;
 pub mod server;

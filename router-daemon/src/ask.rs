@@ -9,6 +9,7 @@ use std::time::Duration;
 use config::Config;
 use mwan::decide::Decision;
 use mwan::{KernelState, Step};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -32,7 +33,7 @@ pub enum Ask {
 }
 
 /// On what terms a file shall take effect.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct How {
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,7 +53,7 @@ pub struct How {
 }
 
 /// Who asked: a user, by the credentials of the socket, or the daemon's own reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Author {
     pub name: String,
     pub uid: Option<u32>,
@@ -78,7 +79,7 @@ impl fmt::Display for Author {
 }
 
 /// A change that is live and not the last word yet.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PendingChange {
     pub author: Author,
     pub message: Option<String>,
@@ -120,7 +121,7 @@ pub struct View {
 }
 
 /// How applying has gone so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Applies {
     /// The kernel is as the router wants it at this moment.
     pub current: bool,
@@ -150,7 +151,7 @@ pub struct PlanReport {
     pub warnings: Vec<String>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyReport {
     pub digest: String,
     pub steps: usize,
@@ -168,7 +169,7 @@ pub struct ApplyReport {
 }
 
 /// Why an order was not carried out. Nothing changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct Refusal {
     /// Stable word for programs: `config`, `assert`, `unknown-wan`, `busy`, `kernel`, `not-configured`,

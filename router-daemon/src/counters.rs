@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use config::units::{Family, IfName, WanId};
 use mwan::state::{PortMode, ZoneId, as_pairs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::flows::Carried;
@@ -47,7 +48,7 @@ pub struct Counters {
 }
 
 /// What a link has carried since it came to be.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LinkCount {
     pub up: bool,
     pub carrier: bool,
@@ -64,11 +65,12 @@ pub struct LinkCount {
 }
 
 /// The fast path, and what it counted since its maps were made.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FastCount {
     pub on: bool,
     /// Why it is off where it is wanted.
     pub reason: Option<String>,
+    #[schemars(with = "BTreeMap<String, FastPort>")]
     pub ports: BTreeMap<IfName, FastPort>,
     /// Entries that the feeder of the cache put in, one for each direction. The kernel may have pushed some out.
     pub flows: BTreeMap<Family, u64>,
@@ -79,19 +81,22 @@ pub struct FastCount {
     pub verdicts: BTreeMap<String, Count>,
     /// Everything that met the fast path at the lines, whoever forwarded it.
     #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Vec<((u8, Family), LineCount)>")]
     pub lines: BTreeMap<(WanId, Family), LineCount>,
     /// From one zone to another; what a zone sent itself is what it spoofed.
     #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Vec<((u16, u16), Count)>")]
     pub denied: BTreeMap<(ZoneId, ZoneId), Count>,
     #[serde(default)]
     pub fed: Fed,
 }
 
 /// What the feeder of the cache has done since the fast path went on.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fed {
     /// By line; `None` is between VLANs. Conntrack's own counts lack this.
     #[serde(with = "as_pairs", default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Vec<((Option<u8>, Family), Carried)>")]
     pub carried: BTreeMap<(Option<WanId>, Family), Carried>,
     /// How often conntrack had more to tell than was taken: those flows took the kernel's path until the next listing.
     pub overruns: u64,
@@ -106,7 +111,7 @@ impl Fed {
 }
 
 /// Where packets of a port meet the fast path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FastPort {
     pub asked: PortMode,
     /// `None` is nowhere.
@@ -136,7 +141,7 @@ impl Counters {
 }
 
 /// Conntrack's table of the namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Conntrack {
     pub entries: u64,
     /// `net.netfilter.nf_conntrack_max`: beyond it no flow begins.
@@ -144,13 +149,13 @@ pub struct Conntrack {
 }
 
 /// What went out by a line and came in by it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LineCount {
     pub sent: Count,
     pub received: Count,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Count {
     pub packets: u64,
     pub bytes: u64,

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use config::Config;
 use mwan::Step;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The answer to `plan`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Difference {
     pub changes: Vec<Change>,
     pub kernel: KernelChanges,
@@ -26,14 +27,14 @@ pub struct Difference {
 }
 
 /// The answer to `diff`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TextDifference {
     pub changes: Vec<Change>,
     /// The lines, as `diff -u` shows them.
     pub text: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Change {
     pub what: What,
     /// `wan`, `vlan`, `cell`, `policy`, …: the table of the site file.
@@ -45,7 +46,7 @@ pub struct Change {
     pub details: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
     Added,
@@ -54,7 +55,7 @@ pub enum What {
 }
 
 /// How much of the kernel is touched.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelChanges {
     pub links: usize,
     pub addresses: usize,

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use config::Config;
 use mwan::matrix::{Packet, Protocol, Zone, verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A TCP connection from the operator to the router.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Session {
     pub source: IpAddr,
     pub source_port: u16,

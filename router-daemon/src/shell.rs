@@ -111,6 +111,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "routerctl apply",
         "Examples:\n  routerctl plan site.toml && routerctl apply site.toml\n  routerctl apply site.toml --confirm 2m -m 'guests get DNS'",
     ),
+    ("routerctl api", "Example:\n  routerctl api > api.schema.json"),
     ("routerctl confirm", "Example:\n  routerctl apply site.toml --confirm 2m && routerctl confirm"),
     ("routerctl rollback", "Example:\n  routerctl history && routerctl rollback 41"),
     ("routerctl history", "Example:\n  routerctl history"),

@@ -11,12 +11,13 @@ use config::units::{BitRate, Family, IfName};
 use mwan::event::Health;
 use mwan::router::{LineStatus, WanStatus};
 use mwan::state::ZoneId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     pub version: String,
     /// `None` before the first config.
@@ -54,7 +55,7 @@ pub struct Status {
     pub entries: Vec<EntryLine>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortLine {
     pub name: String,
     /// `wan wan1`, `access dev`, `trunk dev compute`, `reserved`, `unmapped`.
@@ -64,7 +65,7 @@ pub struct PortLine {
 }
 
 /// An entry of the matrix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EntryLine {
     pub name: String,
     pub from: String,
@@ -76,7 +77,7 @@ pub struct EntryLine {
     pub line: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WanLine {
     pub name: String,
     pub interface: String,
@@ -99,7 +100,7 @@ pub struct WanLine {
     pub families: Vec<FamilyLine>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FamilyLine {
     pub family: Family,
     pub state: Health,
@@ -126,7 +127,7 @@ pub struct FamilyLine {
     pub targets: Vec<TargetLine>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TargetLine {
     pub target: String,
     pub up: Option<bool>,
@@ -137,7 +138,7 @@ pub struct TargetLine {
     pub loss_ratio: f64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyLine {
     pub name: String,
     /// For flows that no steering rule names.
@@ -146,7 +147,7 @@ pub struct PolicyLine {
     pub families: Vec<PolicyFamily>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyFamily {
     pub family: Family,
     pub uses: Vec<LineShare>,
@@ -154,13 +155,13 @@ pub struct PolicyFamily {
     pub last_resort: Option<LastResort>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LineShare {
     pub wan: String,
     pub share_ratio: f64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VlanLine {
     pub name: String,
     pub id: u16,
@@ -180,7 +181,7 @@ pub struct VlanLine {
 }
 
 /// What passed and what did not between two zones. Only pairs that counted something.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CellCount {
     pub from: String,
     pub to: String,

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 
 use config::Config;
 use config::units::WanId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The answer to `flows`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Talkers {
     /// All tracked flows, those of the router itself too.
     pub flows: u64,
@@ -20,7 +21,7 @@ pub struct Talkers {
 }
 
 /// The flows one address opened by one line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Talker {
     /// `None` between VLANs, and for what the router itself sends.
     pub wan: Option<String>,

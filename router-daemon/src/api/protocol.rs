@@ -5,6 +5,7 @@
 //!
 //! Decoding is pure and total: any bytes give a call or an error that can be sent back.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -17,7 +18,7 @@ pub const VERSION: u32 = 1;
 pub const MAX_LINE: usize = 4 * 1024 * 1024;
 
 /// What may be asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "call", rename_all = "kebab-case")]
 pub enum Call {
     Status,

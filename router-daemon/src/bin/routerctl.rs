@@ -15,6 +15,7 @@ use mwan::journal::{self, ReplayReport};
 use router_daemon::api::client::{Client, ClientError};
 use router_daemon::api::journal::{JournalLine, notice};
 use router_daemon::api::protocol::Call;
+use router_daemon::api::schema;
 use router_daemon::ask::{ApplyReport, How};
 use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
@@ -131,6 +132,8 @@ enum Command {
         #[command(subcommand)]
         from: ImportFrom,
     },
+    /// Print the JSON Schema of what routerctl and routerd say to each other. Needs no routerd.
+    Api,
     /// Write what completes these commands in a shell. Needs no routerd.
     Completions { shell: shell::Shell },
     /// Write the man pages of routerctl and routerd into a folder.
@@ -345,6 +348,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 Some(path) => say(&format!("wrote {0}; look at it, then `routerctl check {0}`", path.display())),
             }
         }
+        Command::Api => show(&schema::schema()),
         Command::Completions { shell } => {
             let text = shell::completions(shell::with_examples(Arguments::command()), *shell);
             Ok(io::stdout().lock().write_all(&text)?)

@@ -13,6 +13,7 @@ use config::units::{Family, WanId};
 use ebpf::MapError;
 use ebpf::abi;
 use mwan::state::FlowClass;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, Key, Topology, Tracked, entries};
@@ -57,7 +58,7 @@ pub struct Book {
 /// By line, `None` between VLANs.
 pub type Counts = BTreeMap<(Option<WanId>, Family), Carried>;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Carried {
     /// In the cache.
     pub flows: u64,
