@@ -15,6 +15,7 @@ pub mod units;
 
 pub use model::Config;
 pub use problem::{Label, Problem, Problems, Severity};
+pub use read::duration;
 
 /// A file without errors, and what it was warned about.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -257,7 +257,8 @@ impl Read for BitRate {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, &'static str> {
+/// `100ms`, `1.5s`, `10m`, `1h`, as a site file has it.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
     const HELP: &str = "write a number and its unit: \"100ms\", \"1.5s\", \"10m\" or \"1h\"";
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(HELP)?;
     let (number, unit) = text.split_at(split);

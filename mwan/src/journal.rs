@@ -16,18 +16,21 @@
 //! [`replay`] runs one again: as it was, to prove that the same inputs give the same outputs, or under another
 //! config, to see what that would have made of the same lines.
 
-use std::collections::{BTreeMap, VecDeque};
+mod past;
+mod rerun;
+pub mod simulate;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
-use config::model::Target;
-use config::units::{WanId, WanName};
+use config::units::WanId;
 use serde::{Deserialize, Serialize};
 
+use self::past::Past;
+use self::rerun::Rerun;
 use crate::decide::Decision;
 use crate::event::{Event, Failure, Notice, Outcome, Probe, Reply};
-use crate::passive::Traffic;
 use crate::router::Router;
 use crate::time::Time;
 
@@ -221,6 +224,15 @@ pub fn replay<'a>(
     lines: impl IntoIterator<Item = &'a str>,
     config: Option<Arc<Config>>,
 ) -> Result<ReplayReport, JournalError> {
+    let entries = read(lines)?;
+    Ok(match config {
+        None => replay_same(&entries, &mut ()),
+        Some(config) => Rerun::new(&entries, config, Past::of(&entries), Duration::ZERO).run(&entries, &mut ()),
+    })
+}
+
+/// A journal line by line, each with its number.
+fn read<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<Vec<Entry>, JournalError> {
     let mut entries = Vec::new();
     for (place, text) in lines.into_iter().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
         let number = place + 1;
@@ -242,11 +254,11 @@ pub fn replay<'a>(
     if !entries.iter().any(|(_, line)| configured(line)) {
         return Err(JournalError::NoConfig);
     }
-    Ok(match config {
-        None => replay_same(entries),
-        Some(config) => Rerun::new(&entries, config).run(entries),
-    })
+    Ok(entries)
 }
+
+/// A line and its number in the file.
+type Entry = (usize, Line<Router>);
 
 /// A line as it stands in the file. `R` is what a checkpoint holds: the router to be written, or what is read of it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -375,7 +387,16 @@ fn digest(decision: &Decision) -> String {
 
 const VERSION: u32 = 3;
 
-fn replay_same(entries: Vec<(usize, Line<Router>)>) -> ReplayReport {
+/// Hears what a router tells that runs again.
+trait Watch {
+    fn notice(&mut self, run: u64, at: Time, router: &Router, notice: &Notice);
+}
+
+impl Watch for () {
+    fn notice(&mut self, _: u64, _: Time, _: &Router, _: &Notice) {}
+}
+
+fn replay_same(entries: &[Entry], watch: &mut impl Watch) -> ReplayReport {
     let (mut router, mut run, mut zero) = (Router::new(), None, 0);
     let mut report = ReplayReport::default();
     let mut differs = |line, recorded: String, replayed: String| {
@@ -383,15 +404,15 @@ fn replay_same(entries: Vec<(usize, Line<Router>)>) -> ReplayReport {
             report.first_difference.get_or_insert(Difference { line, recorded, replayed });
         }
     };
-    for (number, mut line) in entries {
-        if let Some(checkpoint) = line.checkpoint.take() {
+    for (number, line) in entries {
+        if let Some(checkpoint) = &line.checkpoint {
             // Where the files of one run follow each other, each checkpoint is an output like any other.
             if run == Some(checkpoint.run) {
-                differs(number, written(&checkpoint.router), written(&router));
+                differs(*number, written(&checkpoint.router), written(&router));
             }
             run = Some(checkpoint.run);
             zero = checkpoint.wall.saturating_sub(line.t.as_micros());
-            router = checkpoint.router;
+            router = checkpoint.router.clone();
             continue;
         }
         let (before, event, t) = (router.revision(), line.event(), line.t);
@@ -400,189 +421,16 @@ fn replay_same(entries: Vec<(usize, Line<Router>)>) -> ReplayReport {
         report.steps += 1;
         let wall = zero + t.as_micros();
         report.timeline.extend(replayed.notices.iter().map(|notice| Moment { t, wall, notice: notice.clone() }));
-        let recorded = Outputs { probes: line.p, notices: line.n, decision: line.d };
+        for notice in &replayed.notices {
+            watch.notice(run.unwrap_or_default(), t, &router, notice);
+        }
+        let recorded = Outputs { probes: line.p.clone(), notices: line.n.clone(), decision: line.d.clone() };
         if recorded != replayed {
-            differs(number, format!("{recorded:?}"), format!("{replayed:?}"));
+            differs(*number, format!("{recorded:?}"), format!("{replayed:?}"));
         }
     }
     report.equal = report.first_difference.is_none();
     report
-}
-
-/// The lines of a journal under another config: probes are sent when that config wants them and fare as the
-/// recorded probe of the same line and target that was sent last before them.
-struct Rerun {
-    config: Arc<Config>,
-    names: BTreeMap<WanId, WanName>,
-    fates: BTreeMap<(WanName, Target), Vec<Fate>>,
-    router: Router,
-    now: Time,
-    /// The wall at the zero of the run.
-    zero: u64,
-    replies: VecDeque<(Time, Reply)>,
-    report: ReplayReport,
-}
-
-/// What became of one recorded probe.
-struct Fate {
-    sent: Time,
-    seq: u64,
-    /// How long after it was sent the outcome was known.
-    outcome: Option<(Duration, Outcome)>,
-}
-
-impl Rerun {
-    fn new(entries: &[(usize, Line<Router>)], config: Arc<Config>) -> Self {
-        let mut recorded: Option<Arc<Config>> = None;
-        let mut names = BTreeMap::new();
-        let mut fates: BTreeMap<(WanName, Target), Vec<Fate>> = BTreeMap::new();
-        for (_, line) in entries {
-            let event = line.event();
-            let taken = match (&line.checkpoint, &event) {
-                (Some(checkpoint), _) => checkpoint.router.config(),
-                (None, Event::Config(config)) => Some(config),
-                (None, _) => None,
-            };
-            if let Some(config) = taken {
-                recorded = Some(Arc::clone(config));
-                names.extend(config.wans.values().map(|wan| (wan.id, wan.name.clone())));
-            }
-            let recorded = recorded.as_deref();
-            if let Event::Reply(reply) = event {
-                let sent = key(recorded, reply.wan, reply.target).and_then(|key| fates.get_mut(&key));
-                let fate = sent.and_then(|fates| fates.iter_mut().rev().find(|fate| fate.seq == reply.seq));
-                if let Some(fate) = fate {
-                    fate.outcome = Some((line.t.since(fate.sent), reply.outcome));
-                }
-            }
-            for (wan, target, seq) in &line.p {
-                if let Some(key) = key(recorded, *wan, *target) {
-                    fates.entry(key).or_default().push(Fate { sent: line.t, seq: *seq, outcome: None });
-                }
-            }
-        }
-        let router = Router::new();
-        let report = ReplayReport::default();
-        Self { config, names, fates, router, now: Time::ZERO, zero: 0, replies: VecDeque::new(), report }
-    }
-
-    fn run(mut self, entries: Vec<(usize, Line<Router>)>) -> ReplayReport {
-        for wan in self.config.wans.values() {
-            for target in &wan.probe.targets {
-                if !self.fates.contains_key(&(wan.name.clone(), target.clone())) {
-                    self.report.unknown_targets.push(format!("{target} by {}", wan.name));
-                }
-            }
-        }
-        let mut run = None;
-        for (_, line) in entries {
-            let t = line.t;
-            match &line.checkpoint {
-                Some(checkpoint) if run != Some(checkpoint.run) => {
-                    run = Some(checkpoint.run);
-                    self.zero = checkpoint.wall.saturating_sub(t.as_micros());
-                    self.begin(&checkpoint.router, t);
-                }
-                Some(_) => {}
-                None => {
-                    self.pass_until(t);
-                    self.retell(&line.event(), t);
-                    self.report.steps += 1;
-                }
-            }
-        }
-        self.report
-    }
-
-    /// A run begins, or the journal does: the router is told what the recorded one knew.
-    fn begin(&mut self, recorded: &Router, t: Time) {
-        self.router = Router::new();
-        self.replies.clear();
-        self.now = t;
-        if let Some(config) = recorded.config() {
-            self.retell(&Event::Config(Arc::clone(config)), t);
-        }
-        for fact in recorded.facts() {
-            self.retell(&fact, t);
-        }
-    }
-
-    fn retell(&mut self, event: &Event, t: Time) {
-        match event {
-            Event::Config(_) if self.router.config().is_none() => {
-                self.handle(&Event::Config(Arc::clone(&self.config)), t);
-            }
-            Event::Neighbour { wan, family, mac } => {
-                if let Some(wan) = self.same_line(*wan) {
-                    self.handle(&Event::Neighbour { wan, family: *family, mac: *mac }, t);
-                }
-            }
-            Event::Silence { wan, family, flows, span } => {
-                if let Some(wan) = self.same_line(*wan) {
-                    self.handle(&Event::Silence { wan, family: *family, flows: *flows, span: *span }, t);
-                }
-            }
-            Event::Traffic(report) => {
-                let report = report
-                    .iter()
-                    .filter_map(|traffic| Some(Traffic { wan: self.same_line(traffic.wan)?, ..traffic.clone() }));
-                let report = Event::Traffic(report.collect());
-                self.handle(&report, t);
-            }
-            Event::Links(_) | Event::InForce | Event::Request(_) => self.handle(event, t),
-            Event::Config(_) | Event::Reply(_) | Event::Timeout => {}
-        }
-    }
-
-    /// The line of the other config that has the name this one had.
-    fn same_line(&self, recorded: WanId) -> Option<WanId> {
-        self.names.get(&recorded).and_then(|name| self.config.wans.get(name)).map(|wan| wan.id)
-    }
-
-    /// Lets time pass as the event loop would: replies, deadlines, probes.
-    fn pass_until(&mut self, end: Time) {
-        loop {
-            let reply = self.replies.front().map_or(Time::NEVER, |(at, _)| *at);
-            let next = reply.min(self.router.deadline().max(self.now + Duration::from_micros(1)));
-            if next > end || next == Time::NEVER {
-                return;
-            }
-            match self.replies.pop_front() {
-                Some((at, reply)) if at == next => self.handle(&Event::Reply(reply), next),
-                later => {
-                    if let Some(later) = later {
-                        self.replies.push_front(later);
-                    }
-                    self.handle(&Event::Timeout, next);
-                }
-            }
-        }
-    }
-
-    fn handle(&mut self, event: &Event, now: Time) {
-        self.now = now;
-        let before = self.router.revision();
-        let (stepped, _) = step(&mut self.router, event, now);
-        self.report.decisions += self.router.revision() - before;
-        let wall = self.zero + now.as_micros();
-        self.report.timeline.extend(stepped.notices.into_iter().map(|notice| Moment { t: now, wall, notice }));
-        for probe in stepped.probes {
-            let fates = key(Some(&self.config), probe.wan, probe.target).and_then(|key| self.fates.get(&key));
-            let Some(fates) = fates else { continue };
-            let after = fates.partition_point(|fate| fate.sent <= now);
-            let Some((delay, outcome)) = fates.get(after.saturating_sub(1)).and_then(|fate| fate.outcome) else {
-                continue;
-            };
-            let reply = Reply { wan: probe.wan, target: probe.target, seq: probe.seq, outcome };
-            let place = self.replies.partition_point(|(at, _)| *at <= now + delay);
-            self.replies.insert(place, (now + delay, reply));
-        }
-    }
-}
-
-fn key(config: Option<&Config>, wan: WanId, target: usize) -> Option<(WanName, Target)> {
-    let wan = config?.wan(wan)?;
-    Some((wan.name.clone(), wan.probe.targets.get(target)?.clone()))
 }
 
 #[cfg(test)]

@@ -215,6 +215,12 @@ impl Router {
         self.config.as_ref()
     }
 
+    /// What the last change of a line rests on.
+    pub fn evidence(&self, wan: &WanName, family: Family) -> Option<&Evidence> {
+        let id = self.config.as_ref()?.wans.get(wan)?.id;
+        self.lines.get(&(id, family))?.changed.as_ref()
+    }
+
     /// The MAC of the gateway, as far as anybody told.
     pub fn gateway_mac(&self, wan: WanId, family: Family) -> Option<[u8; 6]> {
         self.macs.get(&(wan, family)).copied()
