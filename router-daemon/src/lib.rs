@@ -20,6 +20,7 @@ pub mod reconcile;
 mod resolve;
 pub mod session;
 pub mod shell;
+pub mod simulate;
 pub mod status;
 pub mod talkers;
 pub mod tui;

@@ -119,7 +119,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("routerctl status", "Example:\n  routerctl status\n  routerctl --json status | jq .wans"),
     (
         "routerctl explain",
-        "Examples:\n  routerctl explain 10.10.50.10 10.10.20.10 tcp/8006\n  routerctl explain printer 1.1.1.1 ping",
+        "Examples:\n  routerctl explain 10.10.50.10 10.10.20.10 tcp/8006\n  routerctl explain printer 1.1.1.1 ping\n  \
+         routerctl explain wan2",
     ),
     ("routerctl denied", "Example:\n  routerctl denied --follow"),
     ("routerctl wan", "Example:\n  routerctl wan drain wan2"),
@@ -132,6 +133,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "Examples:\n  routerctl replay /var/lib/quadway/journal/FILE\n  \
          routerctl replay incident.journal --config other.toml",
     ),
+    ("routerctl simulate", "Example:\n  routerctl simulate --journal incident.journal --set probe.interval=200ms"),
     ("routerctl version", "Example:\n  routerctl version"),
     (
         "routerctl completions",

@@ -1,4 +1,4 @@
-//! What an operator types. Everything but `check` and `replay` asks a running routerd over its socket; those two
+//! What an operator types. Everything but `check`, `replay` and `simulate` asks a running routerd over its socket; those
 //! read files and need no privileges.
 
 use std::fmt::Display;
@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mwan::asserts::{self, BrokenAssert};
+use mwan::journal::simulate::{Setting, simulate};
 use mwan::journal::{self, ReplayReport};
 use router_daemon::api::client::{Client, ClientError};
 use router_daemon::api::journal::{JournalLine, notice};
@@ -21,6 +22,7 @@ use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::history::Entry;
 use router_daemon::session::Session;
+use router_daemon::simulate::told;
 use router_daemon::status::Status;
 use router_daemon::tui::{self, TopError};
 use router_daemon::{import, shell};
@@ -125,6 +127,17 @@ enum Command {
     /// The router on one screen, live: lines, matrix, flows, denials, ports, journal, config.
     #[command(after_help = tui::help())]
     Top(tui::Options),
+    /// Run a journal again under other settings, and show what would have differed: how soon each loss is noticed, false
+    /// verdicts, failovers.
+    Simulate {
+        /// A file of the journal.
+        #[arg(long, value_name = "FILE")]
+        journal: PathBuf,
+        /// probe.KEY=VALUE for every line, wan.NAME.probe.KEY=VALUE for one; KEY is interval, timeout, fall, rise, quorum,
+        /// window or hold.
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<Setting>,
+    },
     /// The versions of routerctl and of the routerd that runs.
     Version,
     /// Write the site file that the files of another router come to, and tell what was left out. Needs no routerd.
@@ -355,6 +368,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Command::Man { folder } => Ok(shell::man_pages(shell::with_examples(Arguments::command()), folder)?),
         Command::Top(options) => Ok(tui::run(&arguments.socket, options)?),
+        Command::Simulate { journal, set } => {
+            let text = text_of(journal)?;
+            let simulation = simulate(text.lines(), set).map_err(|error| Failure::Refused(error.to_string()))?;
+            if json { show(&simulation) } else { say(told(&simulation).trim_end()) }
+        }
         Command::Version => {
             let own = env!("CARGO_PKG_VERSION");
             let daemon = ask(&Call::Version);
