@@ -49,7 +49,8 @@ pub fn rarely_probed(wans: u8) -> Result<Temporary> {
     changed(wans, false, &[("interval = \"100ms\"", "interval = \"2s\"")])
 }
 
-fn changed(wans: u8, same_gateway: bool, changes: &[(&str, &str)]) -> Result<Temporary> {
+/// One whose site file says something else here and there.
+pub fn changed(wans: u8, same_gateway: bool, changes: &[(&str, &str)]) -> Result<Temporary> {
     let mut lab = Temporary::up(SITE, wans, same_gateway)?;
     let mut text =
         lab.site().text.replace("hold = \"1s\"", "hold = \"0s\"").replace("hold_max = \"8s\"", "hold_max = \"0s\"");
