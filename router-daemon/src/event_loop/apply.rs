@@ -157,7 +157,11 @@ impl Core {
             Ok(accepted) => accepted,
             Err(refusal) => return answer(reply, Err(refusal)),
         };
-        let How { message, confirm_milliseconds, guard_milliseconds: _, force, session } = how;
+        let How { message, confirm_milliseconds, guard_milliseconds, force, session } = how;
+        if guard_milliseconds.is_some() {
+            let text = "this routerd measures no changes; nothing was changed: leave `guard_milliseconds` out";
+            return answer(reply, Err(refusal("unsupported", text)));
+        }
         let cut = session.and_then(|session| {
             let old = self.accepted.as_ref().map(|accepted| &*accepted.config);
             session.cut_by(old, &accepted.config)

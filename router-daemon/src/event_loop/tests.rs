@@ -291,6 +291,14 @@ async fn what_the_kernel_refuses_waits_for_nothing() {
 }
 
 #[tokio::test]
+async fn a_guard_that_is_not_there_is_not_passed_over() {
+    let bench = Bench::start(None);
+    let guarded = How { guard_milliseconds: Some(30_000), ..How::default() };
+    assert_eq!(bench.apply_as(MINIMAL, guarded).await.unwrap_err().code, "unsupported");
+    assert_eq!(bench.running(), None);
+}
+
+#[tokio::test]
 async fn a_change_that_cuts_its_session_needs_more_than_an_apply() {
     let bench = Bench::start(Some(MINIMAL));
     bench.ready().await;
