@@ -42,6 +42,21 @@ fn every_page_reads_well_at_both_sizes() {
 }
 
 #[test]
+fn the_readme_shows_the_screens_as_they_are() {
+    let readme = include_str!("../../../README.md");
+    let snapshot = snapshot();
+    let cell = [Key::Down, Key::Down, Key::Down, Key::Right, Key::Right, Key::Enter];
+    let cell = typed(on(Page::Matrix), &snapshot, &cell);
+    for ui in Page::ALL.map(on).into_iter().chain([cell]) {
+        let above = if ui.page == Page::Wans { 0 } else { 3 };
+        let screen = drawn(&snapshot, &ui, 80, 24).text();
+        let lines = screen.lines().skip(above).filter(|line| !line.is_empty());
+        let shown = lines.map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n") + "\n";
+        assert!(readme.contains(&shown), "the README shows another screen of {:?} than this:\n{shown}", ui.page);
+    }
+}
+
+#[test]
 fn details_of_a_line_fit_a_serial_line() {
     let snapshot = snapshot();
     let ui = typed(on(Page::Wans), &snapshot, &[Key::Down, Key::Char('d')]);
