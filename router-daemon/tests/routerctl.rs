@@ -10,9 +10,7 @@ use nix::unistd::Gid;
 use router_daemon::api::server::{self, Access, Core};
 use router_daemon::ask::Ask;
 use router_daemon::counters::{CounterSource, Counters};
-use router_daemon::event_log::EventLog;
 use router_daemon::history::History;
-use router_daemon::kernel::Ledger;
 use tokio::sync::mpsc;
 
 #[test]
@@ -63,7 +61,8 @@ fn peers_may_do_what_their_group_may() {
     let site = folder.path().join("site.toml");
     std::fs::write(&site, MINIMAL).unwrap();
 
-    let access = Access { operators: Some(Gid::from_raw(OPERATORS)), readers: Some(Gid::from_raw(READERS)) };
+    let (operators, readers) = (Some(Gid::from_raw(OPERATORS)), Some(Gid::from_raw(READERS)));
+    let access = Access { operators, readers, ..Access::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     // Without a group of readers the file itself is closed to others.
     let (socket, closed) = (folder.path().join("api.sock"), folder.path().join("closed.sock"));
@@ -80,7 +79,7 @@ fn peers_may_do_what_their_group_may() {
         (OPERATORS, &apply, 1, "reached the loop"),
         (OPERATORS, &["wan", "drain", "wan1"], 0, "wan1"),
         (READERS, &["version"], 0, "SHA-256"),
-        (READERS, &apply, 1, "changes the router"),
+        (READERS, &apply, 1, "needs the role `operator`, and yours is `reader`"),
         (OPERATORS, &["confirm"], 1, "reached the loop"),
         (OPERATORS, &["rollback"], 1, "reached the loop"),
         (READERS, &["wan", "fail-test", "wan1"], 1, "changes the router"),
@@ -130,16 +129,7 @@ fn core() -> Core {
         }
     });
     let counters = CounterSource::new(|| async { Ok(Counters::default()) });
-    let history = History::of(Path::new("/nonexistent"));
-    Core {
-        asks,
-        counters,
-        denied: EventLog::default(),
-        journal: None,
-        ledger: Ledger::default(),
-        history,
-        foreign: None,
-    }
+    Core::new(asks, counters, History::of(Path::new("/nonexistent")))
 }
 
 fn text(path: &Path) -> &str {

@@ -5,6 +5,8 @@
 //!
 //! Decoding is pure and total: any bytes give a call or an error that can be sent back.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -88,9 +90,40 @@ pub enum Call {
     },
 }
 
+/// What a client may do. Who has which role is told where it came in; see [`super::server`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Asks, and changes nothing.
+    Reader,
+    /// May do everything.
+    Operator,
+}
+
+impl Role {
+    /// Whether a client of this role may ask that; if not, the answer.
+    pub fn admits(self, call: &Call) -> Result<(), Refusal> {
+        let needed = call.needs();
+        if self >= needed {
+            return Ok(());
+        }
+        let word = call.word();
+        let text = format!("`{word}` changes the router: it needs the role `{needed}`, and yours is `{self}`");
+        Err(refusal("permission", text))
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reader => "reader",
+            Self::Operator => "operator",
+        })
+    }
+}
+
 impl Call {
-    /// Whether it changes anything: what only an operator may ask.
-    pub fn writes(&self) -> bool {
+    /// The role that may ask it: whatever changes anything is for operators.
+    pub fn needs(&self) -> Role {
         match self {
             Self::Status
             | Self::Version
@@ -101,13 +134,13 @@ impl Call {
             | Self::ExplainWan { .. }
             | Self::Denied { .. }
             | Self::Flows { .. }
-            | Self::Journal { .. } => false,
+            | Self::Journal { .. } => Role::Reader,
             Self::Apply { .. }
             | Self::Confirm
             | Self::Rollback { .. }
             | Self::Drain { .. }
             | Self::Undrain { .. }
-            | Self::FailTest { .. } => true,
+            | Self::FailTest { .. } => Role::Operator,
         }
     }
 
@@ -240,15 +273,17 @@ struct Reply {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
     use crate::session::Session;
 
-    #[test]
-    fn the_lines_of_version_1_are_these() {
-        let pinned = [
+    /// One of each, and what it looks like.
+    fn pinned() -> Vec<(Call, &'static str)> {
+        vec![
             (Call::Status, r#"{"v":1,"call":"status"}"#),
             (Call::Version, r#"{"v":1,"call":"version"}"#),
             (Call::Plan { text: "a\nb".into() }, r#"{"v":1,"call":"plan","text":"a\nb"}"#),
@@ -293,11 +328,39 @@ mod tests {
                 Call::FailTest { wan: "wan1".into(), milliseconds: 1500 },
                 r#"{"v":1,"call":"fail-test","wan":"wan1","milliseconds":1500}"#,
             ),
-        ];
-        for (call, text) in pinned {
+        ]
+    }
+
+    #[test]
+    fn the_lines_of_version_1_are_these() {
+        for (call, text) in pinned() {
             assert_eq!(encode_call(&call), format!("{text}\n"));
             assert_eq!(decode_call(text.as_bytes()).unwrap(), call);
             assert!(text.contains(&format!("\"call\":\"{}\"", call.word())));
+        }
+    }
+
+    #[test]
+    fn a_reader_may_ask_exactly_what_changes_nothing() {
+        let readable: BTreeSet<_> =
+            ["status", "version", "plan", "history", "diff", "explain", "explain-wan", "denied", "flows", "journal"]
+                .into();
+        let calls: BTreeSet<_> = pinned().iter().map(|(call, _)| call.word()).collect();
+        let schema = serde_json::to_value(schemars::schema_for!(Call)).unwrap();
+        let known = schema["oneOf"].as_array().unwrap().iter().map(|one| one["properties"]["call"]["const"].as_str());
+        assert_eq!(known.map(Option::unwrap).collect::<BTreeSet<_>>(), calls, "a call is missing in the table");
+        for (call, _) in pinned() {
+            let word = call.word();
+            assert_eq!(Role::Operator.admits(&call), Ok(()));
+            match Role::Reader.admits(&call) {
+                Ok(()) => assert!(readable.contains(word), "{word}"),
+                Err(refusal) => {
+                    assert!(!readable.contains(word), "{word}");
+                    assert_eq!(refusal.code, "permission");
+                    let roles = "it needs the role `operator`, and yours is `reader`";
+                    assert!(refusal.message.contains(roles), "{}", refusal.message);
+                }
+            }
         }
     }
 

@@ -2,11 +2,11 @@
 //!
 //! | peer | may |
 //! |---|---|
-//! | root, or a member of the group `quadway` | everything |
-//! | a member of the group `quadway-read` | ask: status, explain, plan, denied, flows, journal, history, diff |
+//! | root, the user routerd runs as, or a member of the group `quadway` | everything: [`Role::Operator`] |
+//! | a member of the group `quadway-read` | ask, and change nothing: [`Role::Reader`] |
 //! | anybody else | nothing, and is told so |
 //!
-//! The kernel names the peer (`SO_PEERCRED`); supplementary groups are looked up by its user. The socket's mode
+//! What needs which role says [`Call::needs`]. The kernel names the peer (`SO_PEERCRED`); supplementary groups are looked up by its user. The socket's mode
 //! keeps strangers out before that: 0660, group `quadway`; 0666 only where the group `quadway-read` exists, since
 //! one mode cannot name two groups.
 //!
@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 
 use super::journal::Tail;
 use super::line;
-use super::protocol::{Answer, Call, MAX_LINE, VERSION, decode_call, encode_answer, ok, refusal};
+use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::accept;
 use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View};
 use crate::counters::{CounterSource, Counters};
@@ -58,16 +58,26 @@ pub struct Core {
     pub foreign: Option<Foreign>,
 }
 
-/// What a peer may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    Operator,
-    Reader,
+impl Core {
+    /// With what can be left out left out.
+    pub fn new(asks: mpsc::Sender<Ask>, counters: CounterSource, history: History) -> Self {
+        Self {
+            asks,
+            counters,
+            denied: EventLog::default(),
+            journal: None,
+            ledger: Ledger::default(),
+            history,
+            foreign: None,
+        }
+    }
 }
 
-/// The groups that open the socket.
+/// Whom the socket is open to, besides root.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Access {
+    /// The socket's own: whoever routerd runs as has all it has.
+    pub owner: Option<Uid>,
     pub operators: Option<Gid>,
     pub readers: Option<Gid>,
 }
@@ -76,13 +86,13 @@ impl Access {
     /// Looks the groups up in the system's database.
     pub fn of_system() -> Self {
         let group = |name| Group::from_name(name).ok().flatten().map(|group| group.gid);
-        Self { operators: group("quadway"), readers: group("quadway-read") }
+        Self { owner: Some(Uid::effective()), operators: group("quadway"), readers: group("quadway-read") }
     }
 
     /// The role of somebody with these ids.
     pub fn role(&self, uid: Uid, groups: &[Gid]) -> Option<Role> {
         let member = |of: Option<Gid>| of.is_some_and(|group| groups.contains(&group));
-        if uid.is_root() || member(self.operators) {
+        if uid.is_root() || self.owner == Some(uid) || member(self.operators) {
             Some(Role::Operator)
         } else if member(self.readers) {
             Some(Role::Reader)
@@ -188,9 +198,9 @@ async fn converse(
                 continue;
             }
         };
-        if call.writes() && role != Role::Operator {
-            let text = format!("`{}` changes the router: only root and the group `quadway` may", call.word());
-            peer.send(&Answer::Error(refusal("permission", text))).await?;
+        if let Err(mut refusal) = role.admits(&call) {
+            refusal.message.push_str("; root and members of the group `quadway` are operators");
+            peer.send(&Answer::Error(refusal)).await?;
             continue;
         }
         match call {
@@ -454,17 +464,14 @@ struct Connection {
 impl Connection {
     /// Waits for the beginning of a request; false when the peer is done.
     async fn asks(&mut self) -> io::Result<bool> {
-        let waiting = tokio::time::timeout(IDLE, self.reader.fill_buf()).await;
-        Ok(!waiting.map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??.is_empty())
+        Ok(!within(IDLE, self.reader.fill_buf()).await?.is_empty())
     }
 
     /// The request that began. A peer that begins a line must end it in time.
     async fn line(&mut self) -> io::Result<Result<Vec<u8>, Refusal>> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.reader).take(MAX_LINE as u64 + 1);
-        tokio::time::timeout(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line))
-            .await
-            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+        within(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await?;
         Ok(if line.len() > MAX_LINE {
             Err(refusal("too-large", format!("a line has at most {MAX_LINE} bytes")))
         } else {
@@ -473,15 +480,18 @@ impl Connection {
     }
 
     async fn send(&mut self, answer: &Answer) -> io::Result<()> {
-        tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(encode_answer(answer).as_bytes()))
-            .await
-            .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
+        within(SEND_TIMEOUT, self.writer.write_all(encode_answer(answer).as_bytes())).await
     }
 
     /// Waits until the peer hangs up (or says anything, which a stream does not expect).
     async fn gone(&mut self) {
         drop(self.reader.fill_buf().await);
     }
+}
+
+/// What takes longer failed.
+async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Who is served at a time; each may hold a line of [`MAX_LINE`].
@@ -515,9 +525,11 @@ mod tests {
     #[test]
     fn the_groups_make_the_role() {
         let (operators, readers, other) = (Gid::from_raw(900), Gid::from_raw(901), Gid::from_raw(902));
-        let access = Access { operators: Some(operators), readers: Some(readers) };
+        let owner = Uid::from_raw(900);
+        let access = Access { owner: Some(owner), operators: Some(operators), readers: Some(readers) };
         let user = Uid::from_raw(1000);
         assert_eq!(access.role(Uid::from_raw(0), &[]), Some(Role::Operator));
+        assert_eq!(access.role(owner, &[]), Some(Role::Operator));
         assert_eq!(access.role(user, &[other, operators]), Some(Role::Operator));
         assert_eq!(access.role(user, &[readers]), Some(Role::Reader));
         assert_eq!(access.role(user, &[other]), None);
@@ -529,7 +541,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
         for (readers, mode) in [(None, 0o660), (Some(Gid::current()), 0o666)] {
-            drop(bind(&path, &Access { operators: None, readers }).unwrap());
+            drop(bind(&path, &Access { readers, ..Access::default() }).unwrap());
             assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
         }
     }
@@ -538,7 +550,7 @@ mod tests {
     async fn clients_that_say_nothing_keep_nobody_from_asking() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
-        let access = Access { operators: Some(Gid::current()), readers: None };
+        let access = Access { operators: Some(Gid::current()), ..Access::default() };
         let _server = tokio::spawn(serve(bind(&path, &access).unwrap(), core(), access));
         let mut silent = Vec::new();
         for number in 0..200 {
@@ -740,16 +752,7 @@ mod tests {
             tally.add(config::units::WanId::new(1), "10.10.50.7".parse().unwrap(), None);
             std::future::ready(Ok(tally))
         });
-        let history = History::of(Path::new("/nonexistent"));
-        Core {
-            asks,
-            counters,
-            denied: EventLog::default(),
-            journal: None,
-            ledger: Ledger::default(),
-            history,
-            foreign: None,
-        }
+        Core::new(asks, counters, History::of(Path::new("/nonexistent")))
     }
 
     struct Peer {

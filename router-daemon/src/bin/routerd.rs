@@ -173,18 +173,17 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let (asks_tx, asks) = mpsc::channel(32);
     let journals = arguments.state.join("journal");
     let journal = JournalFile::begin(&journals).inspect_err(|error| warn!(%error, "no journal is kept")).ok();
+    let counters = CounterSource::new(move || {
+        let fast_path = fast_path.clone();
+        async move { Ok(Counters { fast_path: fast_path.read().await?, ..kernel::counters().await? }) }
+    })
+    .with_talkers(kernel::talkers);
     let core = Core {
-        asks: asks_tx,
-        counters: CounterSource::new(move || {
-            let fast_path = fast_path.clone();
-            async move { Ok(Counters { fast_path: fast_path.read().await?, ..kernel::counters().await? }) }
-        })
-        .with_talkers(kernel::talkers),
         denied,
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         ledger,
-        history: History::of(&arguments.state),
         foreign: Some(foreign),
+        ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
     let access = Access::of_system();
     let socket = arguments.run.join("api.sock");
