@@ -134,6 +134,66 @@ impl fmt::Display for Family {
     }
 }
 
+/// A kind of change that is told outside, as in `events = ["health"]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A line changed its state.
+    Health,
+    /// A policy uses other lines.
+    Policy,
+    /// A probe target is bad, or good again.
+    Target,
+    /// Most lines were lost together, or that is over.
+    Outage,
+    /// A gateway has another MAC.
+    Gateway,
+    /// A site file is in force.
+    Applied,
+    /// A site file was refused.
+    Refused,
+    /// A change was confirmed.
+    Confirmed,
+    /// A change was taken back.
+    RolledBack,
+    /// Somebody changed what is ours in the kernel.
+    Drift,
+    /// The fast path went on or off.
+    FastPath,
+}
+
+impl EventKind {
+    pub const ALL: [Self; 11] = [
+        Self::Health,
+        Self::Policy,
+        Self::Target,
+        Self::Outage,
+        Self::Gateway,
+        Self::Applied,
+        Self::Refused,
+        Self::Confirmed,
+        Self::RolledBack,
+        Self::Drift,
+        Self::FastPath,
+    ];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Health => "health",
+            Self::Policy => "policy",
+            Self::Target => "target",
+            Self::Outage => "outage",
+            Self::Gateway => "gateway",
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+            Self::Confirmed => "confirmed",
+            Self::RolledBack => "rolled-back",
+            Self::Drift => "drift",
+            Self::FastPath => "fast-path",
+        }
+    }
+}
+
 /// The number of an uplink, 1 to 120. It stands in bits 24 to 30 of packet and conntrack marks; 121 to 127 are
 /// kept for routes that are no line (`unreachable`, `blackhole`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

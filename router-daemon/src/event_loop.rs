@@ -35,6 +35,7 @@ use self::disk::Disk;
 pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
+use crate::happening::{Happenings, What};
 use crate::kernel::watch::{Change, Neighbour};
 use crate::probe::Prober;
 use crate::reconcile::{self, Look, Progress, Wanted};
@@ -81,6 +82,7 @@ pub struct Parts {
     pub flows: Flows,
     /// Told the config in force.
     pub config: watch::Sender<Option<Arc<Config>>>,
+    pub happenings: Happenings,
     pub site: Site,
     /// `None` keeps no journal.
     pub journal: Option<JournalFile>,
@@ -91,7 +93,8 @@ pub struct Parts {
 /// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
 pub async fn run(parts: Parts) -> io::Result<()> {
     let (nexts_tx, mut nexts) = mpsc::channel(NEXTS);
-    let Parts { mut changes, mut asks, mut noticed, reconciler, flows, config, site, journal, mut tasks } = parts;
+    let Parts { mut changes, mut asks, mut noticed, reconciler, flows, config, happenings, site, journal, mut tasks } =
+        parts;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -116,6 +119,8 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         trouble: None,
         flows,
         config,
+        happenings,
+        repaired: 0,
         site,
         disk,
         nexts: nexts_tx,
@@ -194,6 +199,9 @@ struct Core {
     trouble: Option<String>,
     flows: Flows,
     config: watch::Sender<Option<Arc<Config>>>,
+    happenings: Happenings,
+    /// Repairs of drift that were told.
+    repaired: u64,
     site: Site,
     disk: Disk,
     nexts: mpsc::Sender<Next>,
@@ -257,6 +265,9 @@ impl Core {
         }
         for notice in &notices {
             log(notice);
+            if let Some(what) = What::of(notice) {
+                self.happenings.tell(what);
+            }
         }
         let lines = self.recorder.take_lines();
         if let Some(journal) = &mut self.journal {

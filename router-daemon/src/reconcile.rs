@@ -41,6 +41,8 @@ pub struct Progress {
     /// Passes in which something failed.
     pub failed: u64,
     pub drift_repaired: u64,
+    /// The first of the steps that put it right the last time.
+    pub repairs: Vec<String>,
 }
 
 /// A look at the kernel on behalf of somebody else.
@@ -154,8 +156,14 @@ impl<K: Kernel> Reconciler<K> {
                         let ours = known.plan_to(&wanted.state);
                         let mut drift = plan.iter().filter(|step| !ours.contains(step)).peekable();
                         progress.drift_repaired += u64::from(drift.peek().is_some());
+                        if drift.peek().is_some() {
+                            progress.repairs.clear();
+                        }
                         for step in drift {
                             warn!(repair = %step, "somebody changed what is ours in the kernel");
+                            if progress.repairs.len() < REPAIRS_TOLD {
+                                progress.repairs.push(step.to_string());
+                            }
                         }
                     }
                     (found, plan)
@@ -196,6 +204,7 @@ impl<K: Kernel> Reconciler<K> {
                 progress.steps += done;
                 self.progress.send_if_modified(|published| {
                     published.drift_repaired = progress.drift_repaired;
+                    published.repairs.clone_from(&progress.repairs);
                     published.failures.clone_from(&progress.failures);
                     published.steps = progress.steps;
                     false
@@ -338,6 +347,8 @@ fn link_of(hop: &NextHop) -> Option<&IfName> {
     }
 }
 
+/// Of a drift; a flushed table takes a hundred steps.
+const REPAIRS_TOLD: usize = 5;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// From a hint to the look: changes of others come in groups too.

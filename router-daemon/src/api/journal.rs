@@ -13,6 +13,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::event_loop::{FILES, numbered};
+use crate::happening;
 
 /// A line of the journal, told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,28 +87,7 @@ impl fmt::Display for JournalLine {
 
 /// A notice told to a person.
 pub fn notice(notice: &Notice) -> String {
-    let names = |wans: &[config::units::WanName]| match wans {
-        [] => "no line".to_owned(),
-        wans => wans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-    };
-    match notice {
-        Notice::Health { wan, family, from, to, why } => {
-            format!("{wan} {family}: {} -> {}: {why}", from.word(), to.word())
-        }
-        Notice::BadTarget { target, bad: true } => format!("{target} fails on every line: not counted"),
-        Notice::BadTarget { target, bad: false } => format!("{target} is counted again"),
-        Notice::IspOutage { family, outage: true, wans } => format!("ISP outage in {family}: {}", names(wans)),
-        Notice::IspOutage { family, outage: false, .. } => format!("ISP outage in {family} is over"),
-        Notice::PolicyUses { policy, family, uses } => format!("{policy} {family} uses {}", names(uses)),
-        Notice::Configured { digest } => format!("config {}", digest.get(..12).unwrap_or(digest)),
-        Notice::GatewayMac { wan, family, mac } => match mac {
-            Some(mac) => {
-                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-                format!("the gateway of {wan} {family} is at {mac}")
-            }
-            None => format!("the gateway of {wan} {family} does not answer"),
-        },
-    }
+    happening::What::of(notice).map_or_else(|| "another config".to_owned(), |what| what.to_string())
 }
 
 /// A place in the journal.

@@ -15,6 +15,7 @@ use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters};
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
+use router_daemon::happening::{self, Happenings};
 use router_daemon::history::History;
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
@@ -163,6 +164,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let (fast_path, ledger) = (kernel.fast_path(), kernel.ledger());
     tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
     tasks.spawn(fast_path.clone().tell_logs());
+    let happenings = Happenings::default();
+    tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
     let (noticed_tx, noticed) = mpsc::channel(64);
     tasks.spawn(passive::watch(fast_path.clone(), config_in_force.clone(), noticed_tx));
@@ -197,6 +200,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         reconciler: handle,
         flows: Flows::new(doomed_flows),
         config,
+        happenings,
         site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
         journal,
         tasks,

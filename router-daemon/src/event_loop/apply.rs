@@ -26,6 +26,7 @@ use super::confirm::{Told, Waiting};
 use super::site::{From, Loaded};
 use super::{Accepted, Core, Look, Progress, answer, refusal};
 use crate::ask::{ApplyReport, Author, How, PlanReport, Refusal};
+use crate::happening::What;
 use crate::history::Outcome;
 
 /// The apply under way.
@@ -55,6 +56,7 @@ pub(super) enum Stage {
         steps: u64,
     },
     Returning {
+        author: Author,
         refusal: Refusal,
     },
 }
@@ -102,6 +104,7 @@ impl Core {
         let Loaded { accepted, trouble, pending, rolled_back } = self.site.load();
         if let Some(trouble) = &trouble {
             error!("{trouble}");
+            self.happenings.tell(What::refused(&Author::start(), &refusal("config", trouble)));
         }
         self.trouble = trouble;
         let waiting = pending.map(|(pending, previous)| Waiting::new(pending, previous));
@@ -133,7 +136,10 @@ impl Core {
                 let order = Order { accepted, author: Author::hang_up(), message: None };
                 self.begin(order, Word::Last, None);
             }
-            Err(trouble) => error!("not reloaded: {trouble}"),
+            Err(trouble) => {
+                error!("not reloaded: {trouble}");
+                self.happenings.tell(What::refused(&Author::hang_up(), &refusal("config", trouble)));
+            }
         }
     }
 
@@ -155,7 +161,10 @@ impl Core {
         }
         let accepted = match Accepted::new("site.toml", text) {
             Ok(accepted) => accepted,
-            Err(refusal) => return answer(reply, Err(refusal)),
+            Err(refusal) => {
+                self.happenings.tell(What::refused(&author, &refusal));
+                return answer(reply, Err(refusal));
+            }
         };
         let How { message, confirm_milliseconds, guard_milliseconds, force, session } = how;
         if guard_milliseconds.is_some() {
@@ -174,7 +183,9 @@ impl Core {
                 "{cut}\nnothing was changed; `--confirm 2m` tries it and takes it back unless you confirm it in time, \
                  `--force` does it anyway"
             );
-            return answer(reply, Err(refusal("cuts-session", text)));
+            let refusal = refusal("cuts-session", text);
+            self.happenings.tell(What::refused(&author, &refusal));
+            return answer(reply, Err(refusal));
         }
         let order = Order { accepted, author, message };
         match confirm_milliseconds.map(Duration::from_millis) {
@@ -252,6 +263,10 @@ impl Core {
                 self.event(&Event::InForce);
             }
         }
+        if progress.drift_repaired > self.repaired {
+            self.repaired = progress.drift_repaired;
+            self.happenings.tell(What::Drift { repairs: progress.repairs.clone() });
+        }
         let started = |starting: &mut Starting| progress.serial >= starting.serial && progress.passes > 0;
         if progress.failures.is_empty()
             && let Some(Starting { word, told, .. }) = self.starting.take_if(started)
@@ -281,13 +296,13 @@ impl Core {
                 } else if progress.passes >= TRIES {
                     let told: Vec<_> = failing.iter().map(|(step, reason)| format!("{step}: {reason}")).collect();
                     let refusal = refusal("kernel", format!("the kernel refused it:\n{}", told.join("\n")));
-                    self.go_back(previous, refusal, reply);
+                    self.go_back(previous, order.author, refusal, reply);
                 } else {
                     let stage = Stage::Trying { order, word, previous, before, steps };
                     self.applying = Some(Applying { stage, serial, until, reply });
                 }
             }
-            Stage::Returning { refusal } => refused(&refusal, reply),
+            Stage::Returning { author, refusal } => self.refused(&author, &refusal, reply),
         }
     }
 
@@ -296,17 +311,17 @@ impl Core {
         match self.applying.take() {
             Some(applying) if applying.until <= Instant::now() => match applying.stage {
                 Stage::Preparing => self.applying = Some(applying),
-                Stage::Trying { previous, .. } => {
+                Stage::Trying { order, previous, .. } => {
                     let refusal = refusal("kernel", "the kernel did not have it in time");
-                    self.go_back(previous, refusal, applying.reply);
+                    self.go_back(previous, order.author, refusal, applying.reply);
                 }
-                Stage::Returning { refusal } => refused(&refusal, applying.reply),
+                Stage::Returning { author, refusal } => self.refused(&author, &refusal, applying.reply),
             },
             applying => self.applying = applying,
         }
     }
 
-    fn go_back(&mut self, previous: Option<Accepted>, mut refusal: Refusal, reply: Reply) {
+    fn go_back(&mut self, previous: Option<Accepted>, author: Author, mut refusal: Refusal, reply: Reply) {
         self.refuse_trial(&refusal);
         if let Some(previous) = previous {
             warn!(digest = %previous.config.digest, "going back to the previous configuration");
@@ -317,7 +332,7 @@ impl Core {
             refusal.message.push_str("\nthere is no previous configuration: everything is denied");
             self.trouble = Some(refusal.message.clone());
         }
-        let stage = Stage::Returning { refusal };
+        let stage = Stage::Returning { author, refusal };
         self.applying = Some(Applying { stage, serial: self.serial, until: Instant::now() + PATIENCE, reply });
     }
 
@@ -347,6 +362,8 @@ impl Core {
         };
         let (site, flows) = (self.site.clone(), self.flows.clone());
         let (text, asked) = (Arc::clone(&accepted.text), !told.is_empty());
+        let (author, message) = (order.author.to_string(), order.message.clone());
+        let happenings = self.happenings.clone();
         let kept = self.disk.run(move || {
             if word == Word::Last {
                 site.keep(&text)?;
@@ -383,23 +400,35 @@ impl Core {
             }
             let ApplyReport { digest, steps, flows_ended, warnings, .. } = &report;
             info!(%digest, steps, flows_ended, ?warnings, "applied");
+            // That a change was taken back is told when it is decided.
+            if word != Word::Back {
+                happenings.tell(What::Applied {
+                    digest: digest.clone(),
+                    number: report.number,
+                    author,
+                    message,
+                    confirm_seconds: confirm_milliseconds.map(|left| left.div_ceil(1000)),
+                    flows_ended: *flows_ended,
+                });
+            }
             for told in told {
                 told.answer(&report);
             }
         });
+    }
+
+    pub(super) fn refused(&self, author: &Author, refusal: &Refusal, reply: Reply) {
+        error!(reason = %refusal, "not applied");
+        self.happenings.tell(What::refused(author, refusal));
+        if let Some(reply) = reply {
+            answer(reply, Err(refusal.clone()));
+        }
     }
 }
 
 impl Told {
     fn answer(self, report: &ApplyReport) {
         answer(self.reply, self.refusal.map_or_else(|| Ok(report.clone()), Err));
-    }
-}
-
-pub(super) fn refused(refusal: &Refusal, reply: Reply) {
-    error!(reason = %refusal, "not applied");
-    if let Some(reply) = reply {
-        answer(reply, Err(refusal.clone()));
     }
 }
 

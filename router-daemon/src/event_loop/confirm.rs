@@ -19,6 +19,7 @@ use super::apply::{Applying, Order, PATIENCE, Reply, Stage, Starting, Word};
 use super::pending::{Clock, Ended, Pending};
 use super::{Accepted, Core, answer, refusal};
 use crate::ask::{ApplyReport, Author, PendingChange, Refusal};
+use crate::happening::What;
 
 /// The change that waits.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl Core {
             Ok(now) => now,
             Err(error) => {
                 let text = format!("the clocks cannot be read, so nobody could tell when its time is up: {error}");
-                return super::apply::refused(&refusal("internal", text), reply);
+                return self.refused(&order.author, &refusal("internal", text), reply);
             }
         };
         let pending = Pending {
@@ -105,7 +106,7 @@ impl Core {
                 }
                 Err(error) => {
                     let text = format!("it could not be kept that it waits, so it was not begun: {error}");
-                    super::apply::refused(&refusal("internal", text), reply);
+                    core.refused(&order.author, &refusal("internal", text), reply);
                 }
             }
         });
@@ -127,6 +128,7 @@ impl Core {
         self.then(ended, move |core, ended| match ended {
             Ok(trouble) => {
                 info!(%by, %digest, "confirmed");
+                core.happenings.tell(What::Confirmed { digest: digest.clone(), author: by });
                 core.waiting = None;
                 let report = ApplyReport { digest, warnings: trouble.into_iter().collect(), ..ApplyReport::default() };
                 answer(reply, Ok(report));
@@ -201,6 +203,7 @@ impl Core {
     pub(super) fn decide_against(&mut self, pending: Pending, because: Because) {
         let Because { word, why } = because;
         *self.rollbacks.entry(word.to_owned()).or_default() += 1;
+        self.happenings.tell(What::RolledBack { cause: word.to_owned(), reason: why.clone() });
         let site = self.site.clone();
         let ended = self.disk.run(move || site.end(&pending, Ended::RolledBack { why }));
         self.then(ended, |core, ended| {
@@ -216,6 +219,7 @@ impl Core {
         if let Some(why) = rolled_back {
             warn!(why, "the last change was rolled back");
             *self.rollbacks.entry("restart".to_owned()).or_default() += 1;
+            self.happenings.tell(What::RolledBack { cause: "restart".to_owned(), reason: why.to_owned() });
         }
         if let Some(waiting) = &waiting {
             let left = waiting.pending.left().as_secs();

@@ -9,6 +9,7 @@ use mwan::links::{LinkFacts, Links};
 
 use super::*;
 use crate::ask::{ApplyReport, Author, How, PlanReport};
+use crate::happening::Happening;
 use crate::history::Outcome;
 use crate::kernel::fake::FakeKernel;
 use crate::reconcile::Reconciler;
@@ -316,6 +317,44 @@ async fn a_change_that_cuts_its_session_needs_more_than_an_apply() {
     bench.apply_as(&closed, How { force: true, ..over }).await.unwrap();
 }
 
+#[tokio::test]
+async fn what_becomes_of_changes_is_told() {
+    let mut bench = Bench::start(None);
+    let digest = bench.apply(MINIMAL).await.unwrap().digest;
+    bench.apply("[site").await.unwrap_err();
+    bench.apply(&MINIMAL.replace("guests -> office deny", "guests -> office allow")).await.unwrap_err();
+    bench.apply_as(&narrowed(), within(600)).await.unwrap();
+    bench.take_back().await.unwrap();
+    let narrow = bench.apply_as(&narrowed(), within(600)).await.unwrap().digest;
+    bench.confirm().await.unwrap();
+    bench.kernel.refuse(|step| matches!(step, Step::LoadRuleset { .. }).then_some(io::ErrorKind::OutOfMemory));
+    bench.apply(MINIMAL).await.unwrap_err();
+    bench.kernel.heal();
+    bench.apply(&narrowed()).await.unwrap();
+    bench.kernel.tamper(|state| state.rules.clear());
+    bench.changes.send(Change::Drift).await.unwrap();
+
+    let alice = alice().to_string();
+    let refused = |code: &str| format!("refused: {code} by {alice}");
+    let wanted = [
+        "refused: config by start".to_owned(),
+        format!("applied: {digest}, confirm within None"),
+        refused("config"),
+        refused("assert"),
+        format!("applied: {narrow}, confirm within Some(600)"),
+        "rolled-back: operator".to_owned(),
+        format!("applied: {narrow}, confirm within Some(600)"),
+        format!("confirmed: {narrow} by {alice}"),
+        refused("kernel"),
+        format!("applied: {narrow}, confirm within None"),
+        "drift: repaired".to_owned(),
+    ];
+    for (place, wanted) in wanted.iter().enumerate() {
+        let told = bench.told().await;
+        assert_eq!(told.as_ref(), Some(wanted), "{place}");
+    }
+}
+
 const MINIMAL: &str = include_str!("../../../config/examples/minimal.toml");
 /// What the fake judge of flows finds each time.
 const DOOMED: u64 = 3;
@@ -344,6 +383,8 @@ struct Bench {
     asks: mpsc::Sender<Ask>,
     changes: mpsc::Sender<Change>,
     ended: Arc<Mutex<Vec<String>>>,
+    happenings: Happenings,
+    told: tokio::sync::broadcast::Receiver<Arc<Happening>>,
     running: tokio::task::JoinHandle<io::Result<()>>,
 }
 
@@ -355,8 +396,10 @@ impl Bench {
             fs::write(&site.file, text).unwrap();
         }
         let (kernel, ended) = (FakeKernel::default(), Arc::default());
-        let (asks, changes, running) = begin(&site, &kernel, &ended, folder.path());
-        Self { folder, site, kernel, asks, changes, ended, running }
+        let happenings = Happenings::default();
+        let (asks, changes, running) = begin(&site, &kernel, &ended, &happenings, folder.path());
+        let told = happenings.follow();
+        Self { folder, site, kernel, asks, changes, ended, happenings, told, running }
     }
 
     async fn restart(&mut self) {
@@ -368,7 +411,8 @@ impl Bench {
         (&mut self.running).await.unwrap_err();
         tokio::time::sleep(pause).await;
         self.kernel.take_applied();
-        (self.asks, self.changes, self.running) = begin(&self.site, &self.kernel, &self.ended, self.folder.path());
+        let begun = begin(&self.site, &self.kernel, &self.ended, &self.happenings, self.folder.path());
+        (self.asks, self.changes, self.running) = begun;
     }
 
     /// Ends as a daemon does that lost a part; what is left is its folder.
@@ -423,6 +467,29 @@ impl Bench {
         self.ask(Ask::View).await
     }
 
+    /// What is told of applies and the kernel, in short.
+    async fn told(&mut self) -> Option<String> {
+        loop {
+            let told = tokio::time::timeout(Duration::from_secs(20), self.told.recv()).await.ok()?.unwrap();
+            match &told.what {
+                What::Applied { digest, confirm_seconds, .. } => {
+                    return Some(format!("applied: {digest}, confirm within {confirm_seconds:?}"));
+                }
+                What::Refused { code, author, .. } => return Some(format!("refused: {code} by {author}")),
+                What::Confirmed { digest, author } => return Some(format!("confirmed: {digest} by {author}")),
+                What::RolledBack { cause, .. } => return Some(format!("rolled-back: {cause}")),
+                What::Drift { repairs } if !repairs.is_empty() => return Some("drift: repaired".to_owned()),
+                What::Drift { .. }
+                | What::Health { .. }
+                | What::Policy { .. }
+                | What::Target { .. }
+                | What::Outage { .. }
+                | What::Gateway { .. }
+                | What::FastPath { .. } => {}
+            }
+        }
+    }
+
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> T {
         let (reply, answer) = oneshot::channel();
         self.asks.send(ask(reply)).await.unwrap();
@@ -441,7 +508,13 @@ impl Bench {
 
 type Begun = (mpsc::Sender<Ask>, mpsc::Sender<Change>, tokio::task::JoinHandle<io::Result<()>>);
 
-fn begin(site: &Site, kernel: &FakeKernel, ended: &Arc<Mutex<Vec<String>>>, folder: &std::path::Path) -> Begun {
+fn begin(
+    site: &Site,
+    kernel: &FakeKernel,
+    ended: &Arc<Mutex<Vec<String>>>,
+    happenings: &Happenings,
+    folder: &std::path::Path,
+) -> Begun {
     let (asks_tx, asks) = mpsc::channel(8);
     let (changes_tx, changes) = mpsc::channel(8);
     changes_tx.try_send(Change::Links(links())).unwrap();
@@ -462,6 +535,7 @@ fn begin(site: &Site, kernel: &FakeKernel, ended: &Arc<Mutex<Vec<String>>>, fold
         reconciler: handle,
         flows,
         config: watch::channel(None).0,
+        happenings: happenings.clone(),
         site: site.clone(),
         journal: Some(JournalFile::with_limit(&folder.join("journal"), 10_000).unwrap()),
         tasks,

@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 use super::aside;
 use super::links::Table;
 use crate::counters::{Count, FastCount, FastPort, Fed, LineCount};
+use crate::happening::FastPathState;
 
 /// What is to be loaded, and where its pins are.
 #[derive(Debug, Clone)]
@@ -51,6 +52,7 @@ pub struct Watcher {
     seen: Arc<Mutex<Seen>>,
     /// Counts the times the programs were loaded or adopted.
     loads: watch::Sender<u64>,
+    state: watch::Sender<FastPathState>,
 }
 
 #[derive(Debug, Default)]
@@ -70,12 +72,26 @@ struct Seen {
 
 impl Watcher {
     fn new() -> Self {
-        Self { seen: Arc::default(), loads: watch::Sender::new(0) }
+        Self { seen: Arc::default(), loads: watch::Sender::new(0), state: watch::Sender::default() }
     }
 
     /// Changes whenever the programs were loaded or adopted.
     pub fn loads(&self) -> watch::Receiver<u64> {
         self.loads.subscribe()
+    }
+
+    /// Changes as the fast path goes on and off.
+    pub fn state(&self) -> watch::Receiver<FastPathState> {
+        self.state.subscribe()
+    }
+
+    fn tell_state(&self, on: bool, reason: Option<String>) {
+        let state = FastPathState { on, reason };
+        self.state.send_if_modified(|before| {
+            let news = *before != state;
+            *before = state;
+            news
+        });
     }
 
     /// Where the maps are; `None` while the fast path is off.
@@ -277,6 +293,7 @@ impl FastPath {
         {
             warn!(%error, "the fast path cannot be taken off the ports");
         }
+        self.watcher.tell_state(false, reason.clone());
         let mut seen = self.watcher.seen();
         let (pins, closed) = (seen.pins.take(), mem::take(&mut seen.closed));
         *seen = Seen { pins, reason, closed, ..Seen::default() };
@@ -308,6 +325,7 @@ impl FastPath {
         let wans = want.zones.values().filter_map(|zone| zone.wan).collect();
         *seen = Seen { pins, on: true, reason: None, ports, names, zones: entries.highest(), wans, closed, fed };
         drop(seen);
+        self.watcher.tell_state(true, None);
         if fresh || !was_on {
             self.watcher.loads.send_modify(|loads| *loads += 1);
         }
