@@ -2,6 +2,7 @@
 //! is shown in both places. Nothing here stops at the first problem; a part with a problem is left out of the model,
 //! which is then thrown away, and names are looked up among what the file declares so that one slip is told once.
 
+mod api;
 mod asserts;
 mod matrix;
 mod segments;
@@ -31,7 +32,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     check.hosts = check.all_hosts(&segments);
     let services = check.all_services();
     let egress = check.all_egress();
-    let vlans = check.vlans(&segments, &services);
+    let mut vlans = check.vlans(&segments, &services);
     let (cells, origins) = check.cells(&vlans, &services);
     let wans = check.wans(&services);
     let ports = check.ports();
@@ -39,6 +40,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let policies = check.policies();
     let steering = check.steering(&services);
     let asserts = check.asserts();
+    let api = check.api(&mut vlans, &wans);
     let router = check.router();
     let fast_path = check.fast_path();
 
@@ -58,6 +60,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         site: file.site.as_ref().map(|site| site.value.clone()).unwrap_or_default(),
         digest: digest(text),
         router,
+        api,
         fast_path,
         ports,
         vlans,

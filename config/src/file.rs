@@ -11,7 +11,9 @@ use toml::de::DeTable;
 use crate::model::PortSet;
 use crate::problem::{Problem, Span};
 use crate::read::{At, Node, Read, Table, at, shown, text, wrong_type};
-use crate::units::{BitRate, EgressName, HostName, IfName, NameError, PolicyName, ServiceName, VlanName, WanName};
+use crate::units::{
+    BitRate, ClientName, EgressName, HostName, IfName, NameError, PolicyName, ServiceName, VlanName, WanName,
+};
 
 type Problems = Vec<Problem>;
 /// A key that may be left out.
@@ -22,6 +24,7 @@ pub(crate) struct File {
     pub(crate) site: Maybe<String>,
     pub(crate) reserved: Maybe<Vec<At<IpNet>>>,
     pub(crate) router: Router,
+    pub(crate) api: Option<Api>,
     pub(crate) fast_path: FastPath,
     pub(crate) ports: Vec<Port>,
     pub(crate) vlans: Vec<Vlan>,
@@ -44,6 +47,25 @@ pub(crate) struct Router {
     pub(crate) metrics: Maybe<String>,
     pub(crate) denied_log_rate: Maybe<i64>,
     pub(crate) fast_path: Maybe<bool>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Api {
+    pub(crate) span: Span,
+    pub(crate) listen: Maybe<String>,
+    pub(crate) certificate: Maybe<String>,
+    pub(crate) key: Maybe<String>,
+    pub(crate) client_ca: Maybe<String>,
+    pub(crate) clients: Vec<ApiClient>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ApiClient {
+    pub(crate) name: At<ClientName>,
+    pub(crate) role: Maybe<String>,
+    pub(crate) san: Maybe<String>,
+    pub(crate) cn: Maybe<String>,
+    pub(crate) fingerprint: Maybe<String>,
 }
 
 #[derive(Debug, Default)]
@@ -285,6 +307,17 @@ impl File {
             };
             table.finish(problems);
         }
+        if let Some(mut table) = section(&mut top, "api", problems) {
+            file.api = Some(Api {
+                span: table.span.clone(),
+                listen: table.needed("listen", "\"10.0.60.1:8443\"", problems),
+                certificate: table.needed("certificate", "\"/etc/quadway/api/server.pem\"", problems),
+                key: table.needed("key", "\"/etc/quadway/api/server.key\"", problems),
+                client_ca: table.needed("client_ca", "\"/etc/quadway/api/clients.pem\"", problems),
+                clients: named(&mut table, "client", problems, api_client),
+            });
+            table.finish(problems);
+        }
         if let Some(mut table) = section(&mut top, "fast_path", problems) {
             file.fast_path = FastPath {
                 flows: table.value("flows", problems),
@@ -317,7 +350,16 @@ impl File {
 }
 
 fn section<'a>(top: &mut Table<'a>, key: &'static str, problems: &mut Problems) -> Option<Table<'a>> {
-    top.node(key).and_then(|node| Table::of(format!("[{key}]"), node, problems))
+    let what = format!("[{}]", place(top, key));
+    top.node(key).and_then(|node| Table::of(what, node, problems))
+}
+
+/// Between its brackets: `api.client` in `[api]`.
+fn place(within: &Table<'_>, key: &str) -> String {
+    match within.what.strip_prefix('[').and_then(|what| what.strip_suffix(']')) {
+        Some(outer) => format!("{outer}.{key}"),
+        None => key.to_owned(),
+    }
 }
 
 /// `[key.NAME]` tables, in file order.
@@ -327,7 +369,9 @@ fn named<'a, N: FromStr<Err = NameError>, T>(
     problems: &mut Problems,
     read: impl Fn(At<N>, &mut Table<'a>, &mut Problems) -> T,
 ) -> Vec<T> {
-    let Some(all) = section(top, key, problems) else { return Vec::new() };
+    let key = (key, place(top, key));
+    let Some(all) = section(top, key.0, problems) else { return Vec::new() };
+    let key = key.1;
     let mut out = Vec::new();
     for (name, node) in all.children() {
         let value = match name.get_ref().parse::<N>() {
@@ -373,6 +417,16 @@ fn entries<'a, T>(
         table.finish(problems);
     }
     out
+}
+
+fn api_client(name: At<ClientName>, table: &mut Table<'_>, problems: &mut Problems) -> ApiClient {
+    ApiClient {
+        name,
+        role: table.needed("role", "\"reader\"", problems),
+        san: table.value("san", problems),
+        cn: table.value("cn", problems),
+        fingerprint: table.value("fingerprint", problems),
+    }
 }
 
 fn port(name: At<IfName>, table: &mut Table<'_>, problems: &mut Problems) -> Port {

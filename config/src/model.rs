@@ -6,14 +6,15 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU8;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::units::{
-    BitRate, EgressName, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName, Tier, VlanId, VlanName,
-    WanId, WanName, Weight,
+    BitRate, ClientName, EgressName, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName, Tier, VlanId,
+    VlanName, WanId, WanName, Weight,
 };
 
 /// The whole site.
@@ -24,6 +25,9 @@ pub struct Config {
     /// Lower-case hexadecimal SHA-256 of the file this was read from.
     pub digest: String,
     pub router: Router,
+    /// The API over HTTPS; `None` listens nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<Api>,
     /// `None` where it is switched off: every packet then takes the kernel's path.
     pub fast_path: Option<FastPath>,
     pub ports: BTreeMap<IfName, Port>,
@@ -72,6 +76,47 @@ pub struct Router {
     pub own_policy: Option<PolicyName>,
     /// Logged denials per second and cell; counters stay exact beyond it.
     pub denied_log_rate: u32,
+}
+
+/// The API for whoever has a certificate. Its own address and port are in the `input` of its VLAN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Api {
+    pub listen: SocketAddr,
+    /// Whom the table lets in; `None` where only the router itself can reach the address.
+    pub vlan: Option<VlanName>,
+    /// PEM: the server's certificate, and what is between it and the root.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// PEM: who signs the certificates of clients.
+    pub client_ca: PathBuf,
+    pub clients: BTreeMap<ClientName, ApiClient>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiClient {
+    pub name: ClientName,
+    pub role: ApiRole,
+    pub known_by: KnownBy,
+}
+
+/// A reader changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApiRole {
+    Reader,
+    Operator,
+}
+
+/// What tells a client's certificate from others that the same authority signed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KnownBy {
+    /// One of its alternative names: a DNS name or a URI, to the letter.
+    San(String),
+    /// The only common name of its subject, to the letter.
+    Cn(String),
+    /// Its SHA-256, in lower-case hexadecimal digits.
+    Fingerprint(String),
 }
 
 /// The packet path ahead of the kernel's own.

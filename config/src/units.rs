@@ -92,6 +92,10 @@ name!(
     EgressName, "egress set", 32
 );
 name!(
+    /// A client of the API over HTTPS, as in `[api.client.alice]`.
+    ClientName, "client", 32
+);
+name!(
     /// A choice of lines, as in `[policy.balanced]`.
     PolicyName, "policy", 32
 );

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use config::model::{Allow, Config, FastPath, Internet, Kick, PortPath, PortRole, Rate};
+use config::model::{Allow, ApiRole, Config, FastPath, Internet, Kick, PortPath, PortRole, Rate};
 use config::units::Family;
 
 const MINIMAL: &str = include_str!("../examples/minimal.toml");
@@ -48,6 +48,35 @@ fn the_fast_path_is_on_unless_the_file_switches_it_off() {
     assert_eq!(read("fast_path = false", written).fast_path, None);
     let port = "[port.eth2]\nfind = { name = \"eth2\" }\nfast_path = \"tcx\"\n";
     assert_eq!(read("", port).ports.values().filter(|port| port.fast_path == PortPath::Tcx).count(), 1);
+}
+
+/// The section of the example, out of its comment.
+#[test]
+fn the_api_is_off_unless_written_and_opens_its_own_port_to_its_vlan_only() {
+    assert_eq!(site().api, None);
+    let start = SITE.find("# [api]").unwrap();
+    let section = &SITE[start..start + SITE[start..].find("\n\n").unwrap()];
+    let section: Vec<_> = section.lines().map(|line| line.trim_start_matches("# ")).collect();
+    let text = format!("{SITE}\n{}", section.join("\n"));
+    let config = config::parse("site.toml", &text).unwrap_or_else(|problems| panic!("{problems}")).config;
+    let api = config.api.unwrap();
+    assert_eq!((api.listen.to_string().as_str(), api.vlan.unwrap().as_str()), ("10.10.60.1:8443", "management"));
+    let clients: Vec<_> = api.clients.values().map(|client| (client.name.as_str(), client.role)).collect();
+    assert_eq!(clients, [("alice", ApiRole::Operator), ("grafana", ApiRole::Reader)]);
+    for vlan in config.vlans.values() {
+        let before = &site().vlans[&vlan.name].input;
+        let opened: Vec<_> = vlan.input.iter().filter(|permit| !before.contains(permit)).collect();
+        if vlan.name.as_str() == "management" {
+            let [permit] = opened[..] else { panic!("{opened:?}") };
+            assert_eq!(permit.ports.tcp, [8443..=8443]);
+            assert!(permit.ports.udp.is_empty() && permit.ports.protocols.is_empty() && !permit.ports.ping);
+            let hosts = permit.hosts.as_ref().unwrap();
+            assert!(hosts.contains("10.10.60.1".parse().unwrap()));
+            assert!(!hosts.contains("10.10.60.2".parse().unwrap()) && !hosts.contains("10.10.10.1".parse().unwrap()));
+        } else {
+            assert!(opened.is_empty(), "{opened:?}");
+        }
+    }
 }
 
 #[test]

@@ -69,6 +69,7 @@ pub(crate) fn site() -> Config {
             own_policy: Some("balanced".parse().unwrap()),
             denied_log_rate: 20,
         },
+        api: None,
         fast_path: Some(FastPath::default()),
         ports: ports_.into_iter().map(|port| (port.name.clone(), port)).collect(),
         vlans: vlans.into_iter().map(|vlan| (vlan.name.clone(), vlan)).collect(),

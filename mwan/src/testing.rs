@@ -129,6 +129,7 @@ pub(crate) fn site(wans: u8) -> Config {
             own_policy: Some(policy_name("balanced")),
             denied_log_rate: 10,
         },
+        api: None,
         fast_path: Some(FastPath::default()),
         ports: BTreeMap::new(),
         vlans: BTreeMap::new(),

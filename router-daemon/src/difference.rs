@@ -133,6 +133,9 @@ fn things(config: &Config) -> BTreeMap<Key, Value> {
     if let Some(path) = &config.fast_path {
         add("fast path", config.site.clone(), path);
     }
+    if let Some(api) = &config.api {
+        add("api", config.site.clone(), api);
+    }
     config.ports.iter().for_each(|(name, port)| add("port", name.to_string(), port));
     config.wans.iter().for_each(|(name, wan)| add("wan", name.to_string(), wan));
     config.vlans.iter().for_each(|(name, vlan)| add("vlan", name.to_string(), vlan));
@@ -334,8 +337,8 @@ mod erased {
     }
 }
 
-const KINDS: [&str; 11] =
-    ["site", "port", "wan", "vlan", "host", "service", "egress", "cell", "policy", "steering", "assert"];
+const KINDS: [&str; 12] =
+    ["site", "api", "port", "wan", "vlan", "host", "service", "egress", "cell", "policy", "steering", "assert"];
 const HIDDEN: [&str; 3] = ["line", "internet_line", "input_line"];
 
 #[cfg(test)]

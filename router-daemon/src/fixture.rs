@@ -34,6 +34,7 @@ pub(crate) fn config() -> Config {
             own_policy: Some("balanced".parse().unwrap()),
             denied_log_rate: 5,
         },
+        api: None,
         fast_path: Some(FastPath::default()),
         ports: BTreeMap::new(),
         vlans: vlans.into_iter().map(|vlan| (vlan.name.clone(), vlan)).collect(),

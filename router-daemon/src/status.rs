@@ -14,6 +14,7 @@ use mwan::state::ZoneId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::api::https::Listener;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
 
@@ -47,6 +48,9 @@ pub struct Status {
     /// What others do with the bits of marks that are ours, told to a person.
     #[serde(default)]
     pub foreign_marks: Vec<String>,
+    /// The API over HTTPS, where the site file has one.
+    #[serde(default)]
+    pub https: Option<Listener>,
     /// The ports of the site file, and the interfaces of the lines.
     #[serde(default)]
     pub ports: Vec<PortLine>,
@@ -214,6 +218,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         conntrack: counted.conntrack,
         fast_path: counted.fast_path.clone(),
         foreign_marks: Vec::new(),
+        https: None,
         ports: Vec::new(),
         entries: Vec::new(),
     };
@@ -483,6 +488,9 @@ impl Status {
         }
         for foreign in &self.foreign_marks {
             note(f, 2, foreign)?;
+        }
+        if let Some(Listener { address, trouble: Some(trouble) }) = &self.https {
+            note(f, 2, &format!("the API is not served at {address}: {trouble}"))?;
         }
         if let Some(why) = &self.counters_missing {
             return note(f, 2, &format!("counters cannot be read: {why}"));

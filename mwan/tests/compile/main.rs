@@ -50,6 +50,25 @@ fn the_same_site_compiles_to_the_same_bytes_and_another_to_others() {
 }
 
 #[test]
+fn the_api_opens_its_own_address_and_port_to_its_vlan_and_nothing_to_anybody_else() {
+    let text = include_str!("../../../config/examples/minimal.toml");
+    let api = "[api]\nlisten = \"10.0.20.1:8443\"\ncertificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n\
+               [api.client.alice]\nrole = \"operator\"\ncn = \"alice\"\n";
+    let rules = |text: &str| {
+        let site = parsed(text);
+        let state = compile(&site, &even(&site), &Links::default());
+        let RulesetState::Installed(ruleset) = state.ruleset else { panic!("no ruleset") };
+        let named = |(name, rules): (String, Vec<String>)| rules.into_iter().map(move |rule| format!("{name}: {rule}"));
+        let generation = |rule: &String| !rule.starts_with("gen_");
+        ruleset.chains.into_iter().flat_map(named).filter(generation).collect::<BTreeSet<_>>()
+    };
+    let (without, with) = (rules(text), rules(&format!("{text}{api}")));
+    assert!(without.is_subset(&with), "{:?}", without.difference(&with));
+    let opened: Vec<_> = with.difference(&without).map(String::as_str).collect();
+    assert_eq!(opened, ["in_20: ip daddr { 10.0.20.1 } tcp dport { 8443 } accept"]);
+}
+
+#[test]
 fn two_hundred_vlans_and_five_thousand_entries_stay_maps() {
     let site = parsed(&large_site(200, 5_000));
     assert_eq!((site.vlans.len(), site.cells.len()), (200, 5_000));

@@ -144,6 +144,16 @@ impl Call {
         }
     }
 
+    /// Whether the answer may have several lines.
+    pub(super) fn streams(&self) -> bool {
+        matches!(self, Self::Denied { follow: true } | Self::Journal { .. })
+    }
+
+    /// Whether it has no end.
+    pub(super) fn follows(&self) -> bool {
+        matches!(self, Self::Denied { follow: true } | Self::Journal { follow: true, .. })
+    }
+
     /// The word in the `call` field.
     pub fn word(&self) -> &'static str {
         match self {
@@ -272,7 +282,7 @@ struct Reply {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
@@ -282,7 +292,7 @@ mod tests {
     use crate::session::Session;
 
     /// One of each, and what it looks like.
-    fn pinned() -> Vec<(Call, &'static str)> {
+    pub(in crate::api) fn pinned() -> Vec<(Call, &'static str)> {
         vec![
             (Call::Status, r#"{"v":1,"call":"status"}"#),
             (Call::Version, r#"{"v":1,"call":"version"}"#),

@@ -26,9 +26,10 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, UCred};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::https::Listener;
 use super::journal::Tail;
 use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok, refusal};
@@ -56,6 +57,8 @@ pub struct Core {
     pub history: History,
     /// `None` does not look at what others do with marks.
     pub foreign: Option<Foreign>,
+    /// How the listener for HTTPS stands.
+    pub https: watch::Receiver<Option<Listener>>,
 }
 
 impl Core {
@@ -69,6 +72,7 @@ impl Core {
             ledger: Ledger::default(),
             history,
             foreign: None,
+            https: watch::channel(None).1,
         }
     }
 }
@@ -184,8 +188,7 @@ async fn converse(
 ) -> io::Result<()> {
     while peer.asks().await? {
         let Ok(Ok(place)) = tokio::time::timeout(PLACE_TIMEOUT, places.acquire()).await else {
-            let text = "too many clients ask at once; try again later";
-            return peer.send(&Answer::Error(refusal("busy", text.to_owned()))).await;
+            return peer.send(&Answer::Error(refusal("busy", BUSY.to_owned()))).await;
         };
         let call = match peer.line().await?.and_then(|line| decode_call(&line)) {
             Ok(call) => call,
@@ -203,34 +206,11 @@ async fn converse(
             peer.send(&Answer::Error(refusal)).await?;
             continue;
         }
-        match call {
-            Call::Denied { follow: true } => {
-                drop(place);
-                return follow_denied(peer, core.denied.follow()).await;
-            }
-            Call::Journal { follow, all } => {
-                // Who only listens keeps nobody from asking.
-                let _place = Some(place).filter(|_| !follow);
-                journal(peer, core.journal.as_deref(), follow, all).await?;
-            }
-            call @ (Call::Status
-            | Call::Version
-            | Call::Plan { .. }
-            | Call::Apply { .. }
-            | Call::Confirm
-            | Call::Rollback { .. }
-            | Call::History
-            | Call::Diff { .. }
-            | Call::Explain { .. }
-            | Call::ExplainWan { .. }
-            | Call::Denied { .. }
-            | Call::Flows { .. }
-            | Call::Drain { .. }
-            | Call::Undrain { .. }
-            | Call::FailTest { .. }) => {
-                let answer = core.answer(call, author).await.unwrap_or_else(Answer::Error);
-                peer.send(&answer).await?;
-            }
+        let last = matches!(call, Call::Denied { follow: true });
+        let place = Some(place).filter(|_| !call.follows());
+        core.carry_out(peer, call, author, place).await?;
+        if last {
+            return Ok(());
         }
     }
     Ok(())
@@ -241,6 +221,7 @@ impl Core {
     pub async fn status(&self) -> Result<Status, Refusal> {
         let counters = self.counted().await;
         let mut status = status::of(&self.view().await?, &counters);
+        status.https.clone_from(&self.https.borrow());
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
     }
@@ -298,7 +279,42 @@ impl Core {
         self.ask(VIEW_TIMEOUT, Ask::View).await
     }
 
-    async fn answer(&self, call: Call, author: &Author) -> Result<Answer, Refusal> {
+    /// Answers what was admitted, with as many lines as it takes. `place` is kept meanwhile: who only listens comes
+    /// without one, and keeps nobody from asking.
+    pub(super) async fn carry_out<P: Send>(
+        &self,
+        peer: &mut impl Lines,
+        call: Call,
+        author: &Author,
+        place: Option<P>,
+    ) -> io::Result<()> {
+        let done = match call {
+            Call::Denied { follow: true } => follow_denied(peer, self.denied.follow()).await,
+            Call::Journal { follow, all } => journal(peer, self.journal.as_deref(), follow, all).await,
+            call @ (Call::Status
+            | Call::Version
+            | Call::Plan { .. }
+            | Call::Apply { .. }
+            | Call::Confirm
+            | Call::Rollback { .. }
+            | Call::History
+            | Call::Diff { .. }
+            | Call::Explain { .. }
+            | Call::ExplainWan { .. }
+            | Call::Denied { .. }
+            | Call::Flows { .. }
+            | Call::Drain { .. }
+            | Call::Undrain { .. }
+            | Call::FailTest { .. }) => {
+                let answer = self.answer(call, author).await.unwrap_or_else(Answer::Error);
+                peer.send(&answer).await
+            }
+        };
+        drop(place);
+        done
+    }
+
+    pub(super) async fn answer(&self, call: Call, author: &Author) -> Result<Answer, Refusal> {
         Ok(match call {
             Call::Status => ok(&self.status().await?),
             Call::Version => ok(&json!({
@@ -415,7 +431,7 @@ fn wan_name(text: &str) -> Result<config::units::WanName, Refusal> {
 }
 
 async fn follow_denied(
-    peer: &mut Connection,
+    peer: &mut impl Lines,
     mut denials: broadcast::Receiver<Arc<crate::event_log::Denied>>,
 ) -> io::Result<()> {
     loop {
@@ -432,7 +448,7 @@ async fn follow_denied(
 }
 
 /// What the journal's lines tell; with `follow` those to come, across changes of file.
-async fn journal(peer: &mut Connection, path: Option<&Path>, follow: bool, all: bool) -> io::Result<()> {
+async fn journal(peer: &mut impl Lines, path: Option<&Path>, follow: bool, all: bool) -> io::Result<()> {
     let Some(path) = path else {
         return peer.send(&Answer::Error(refusal("no-journal", "routerd keeps no journal".to_owned()))).await;
     };
@@ -478,31 +494,42 @@ impl Connection {
             Ok(line)
         })
     }
+}
 
+/// Where the lines of an answer go.
+pub(super) trait Lines: Send {
+    fn send(&mut self, answer: &Answer) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Waits until nobody hears them any more.
+    fn gone(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+impl Lines for Connection {
     async fn send(&mut self, answer: &Answer) -> io::Result<()> {
         within(SEND_TIMEOUT, self.writer.write_all(encode_answer(answer).as_bytes())).await
     }
 
-    /// Waits until the peer hangs up (or says anything, which a stream does not expect).
+    /// Who says anything meanwhile is gone, too: a stream does not expect that.
     async fn gone(&mut self) {
         drop(self.reader.fill_buf().await);
     }
 }
 
 /// What takes longer failed.
-async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Who is served at a time; each may hold a line of [`MAX_LINE`].
-const OPERATORS: usize = 16;
-const READERS: usize = 32;
+pub(super) const OPERATORS: usize = 16;
+pub(super) const READERS: usize = 32;
 const CONNECTIONS: usize = 512;
+pub(super) const BUSY: &str = "too many clients ask at once; try again later";
 /// How long a client waits for a place.
-const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const PLACE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_mins(1);
-const LINE_TIMEOUT: Duration = Duration::from_secs(10);
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LINE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 const PLAN_TIMEOUT: Duration = Duration::from_secs(30);

@@ -11,6 +11,7 @@ use clap::Parser;
 use config::Config;
 use mwan::state::RulesetState;
 use mwan::{KernelState, Step};
+use router_daemon::api::https;
 use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters};
 use router_daemon::event_log::{self, EventLog};
@@ -176,6 +177,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let (asks_tx, asks) = mpsc::channel(32);
     let journals = arguments.state.join("journal");
     let journal = JournalFile::begin(&journals).inspect_err(|error| warn!(%error, "no journal is kept")).ok();
+    let (told, listener) = watch::channel(None);
     let counters = CounterSource::new(move || {
         let fast_path = fast_path.clone();
         async move { Ok(Counters { fast_path: fast_path.read().await?, ..kernel::counters().await? }) }
@@ -186,12 +188,14 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         ledger,
         foreign: Some(foreign),
+        https: listener,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
     let access = Access::of_system();
     let socket = arguments.run.join("api.sock");
     let listener = server::bind(&socket, &access).with_context(|| format!("cannot open {}", socket.display()))?;
     tasks.spawn(server::serve(listener, core.clone(), access));
+    tasks.spawn(https::serve(config_in_force.clone(), core.clone(), told));
     tasks.spawn(metrics(config_in_force, core));
     let parts = Parts {
         changes,

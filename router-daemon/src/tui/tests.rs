@@ -515,6 +515,7 @@ fn status(second: u64) -> Status {
             ..FastCount::default()
         },
         foreign_marks: Vec::new(),
+        https: None,
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))
