@@ -37,6 +37,8 @@ pub struct Trial {
     pub worst_other: usize,
     /// Datagrams that a 1 kHz flow which does not cross the router lost: the fault of the machine, not the router.
     pub control_lost: usize,
+    /// The longest that flow heard nothing: what waits in its socket while nobody has a processor is not lost.
+    pub stall: Duration,
 }
 
 /// A lab for many failovers: a line that was healed is used again at once.
@@ -92,7 +94,7 @@ pub fn trial(lab: &mut Lab, number: u8, fault: Fault, watch: Duration) -> Result
             worst_other = worst_other.max(report.lost.len());
         }
     }
-    let control_lost = control.stop().lost.len();
+    let control = control.stop();
     lab.heal(number)?;
     wait_until_good(lab, PATIENCE)?;
 
@@ -111,7 +113,8 @@ pub fn trial(lab: &mut Lab, number: u8, fault: Fault, watch: Duration) -> Result
         born: born.map(|born| born.into_iter().max().unwrap_or_default()),
         others_lost,
         worst_other,
-        control_lost,
+        control_lost: control.lost.len(),
+        stall: control.silence,
     })
 }
 

@@ -2,6 +2,7 @@
 //! other tests share the machine; `bench` measures the same and tells the numbers.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code; clippy knows only the test functions")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use tests::traffic::{UdpFlow, seen_as};
 
 #[test]
 fn a_cable_that_is_pulled_costs_its_own_flows_a_moment_and_others_nothing() {
-    check(4, false, Fault::Carrier, &[1, 2, 3], Duration::from_millis(500));
+    check(4, false, Fault::Carrier, &[1, 2, 3], Duration::from_secs(1));
 }
 
 #[test]
@@ -25,20 +26,20 @@ fn a_blackhole_costs_its_own_flows_the_time_of_the_probes_and_others_nothing() {
 
 #[test]
 fn lines_with_one_subnet_and_one_gateway_fail_over_the_same_way() {
-    check(4, true, Fault::Carrier, &[2], Duration::from_millis(500));
+    check(4, true, Fault::Carrier, &[2], Duration::from_secs(1));
     check(4, true, Fault::Blackhole, &[3], Duration::from_secs(5));
 }
 
 #[test]
 fn a_line_of_six_fails_over_the_same_way() {
-    check(6, false, Fault::Carrier, &[6], Duration::from_millis(500));
+    check(6, false, Fault::Carrier, &[6], Duration::from_secs(1));
     check(6, false, Fault::Blackhole, &[5], Duration::from_secs(5));
 }
 
 /// Acceptance 4 of the router's issue.
 #[test]
 fn a_hundred_applies_lose_no_datagram() {
-    let Some(lab) = lab(4, false) else { return };
+    let Some((lab, _alone)) = lab(4, false) else { return };
     let before = lab.site_file();
     let text = std::fs::read_to_string(&before).unwrap();
     let after = before.with_file_name("other.toml");
@@ -59,7 +60,7 @@ fn a_hundred_applies_lose_no_datagram() {
 
 #[test]
 fn a_killed_daemon_loses_no_datagram_and_its_successor_adopts_what_it_finds() {
-    let Some(mut lab) = lab(4, false) else { return };
+    let Some((mut lab, _alone)) = lab(4, false) else { return };
     let before = handles(&lab);
     let inside = client(&lab).unwrap();
     let sockets = one_for_each_line(&lab, &inside).unwrap();
@@ -84,9 +85,7 @@ fn a_killed_daemon_loses_no_datagram_and_its_successor_adopts_what_it_finds() {
 
 /// Breaks the lines one after the other; the median may be as long as `bound`.
 fn check(wans: u8, same_gateway: bool, fault: Fault, numbers: &[u8], bound: Duration) {
-    if !can_run() {
-        return;
-    }
+    let Some(_alone) = alone() else { return };
     let mut lab = failover::lab(wans, same_gateway).unwrap();
     let watch = match fault {
         Fault::Carrier => Duration::from_secs(1),
@@ -94,17 +93,15 @@ fn check(wans: u8, same_gateway: bool, fault: Fault, numbers: &[u8], bound: Dura
     };
     let mut trials = Vec::new();
     for number in numbers {
-        // A trial in which the machine stood still says nothing of the router's times, and is done again.
         let judged = (0..TRIES).map(|_| trial(&mut lab, *number, fault, watch).unwrap()).find(|trial| {
             println!("{fault} with {wans} lines: {trial:?}");
-            let excused = excused(trial.control_lost, usize::from(wans) - 1);
-            assert!(trial.others_lost <= excused, "flows of other lines: {trial:?}");
-            trial.control_lost <= STOOD_STILL
+            trial.control_lost == 0 && trial.stall < STOOD_STILL
         });
         let Some(trial) = judged else {
-            println!("no verdict: in each of {TRIES} trials the machine stood still for over {STOOD_STILL} ms");
+            println!("no verdict: in each of {TRIES} trials the machine had no time for packets");
             continue;
         };
+        assert_eq!(trial.others_lost, 0, "flows of other lines: {trial:?}");
         assert!(trial.slowest.is_some() && trial.born.is_some(), "not everything works again: {trial:?}");
         trials.push(trial);
     }
@@ -159,8 +156,15 @@ fn listing(lab: &Lab) -> String {
     run(nft.args(["--handle", "--terse", "list", "table", "inet", "quadway"])).unwrap()
 }
 
-fn lab(wans: u8, same_gateway: bool) -> Option<Temporary> {
-    can_run().then(|| failover::lab(wans, same_gateway).unwrap())
+fn lab(wans: u8, same_gateway: bool) -> Option<(Temporary, MutexGuard<'static, ()>)> {
+    let alone = alone()?;
+    Some((failover::lab(wans, same_gateway).unwrap(), alone))
+}
+
+/// Times are taken of one lab at a time.
+fn alone() -> Option<MutexGuard<'static, ()>> {
+    static LABS: Mutex<()> = Mutex::new(());
+    can_run().then(|| LABS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn can_run() -> bool {
@@ -171,6 +175,7 @@ fn can_run() -> bool {
     possible.is_ok()
 }
 
-/// Datagrams of a 1 kHz flow that never sees the router, so milliseconds.
-const STOOD_STILL: usize = 50;
-const TRIES: usize = 4;
+/// So long a 1 kHz flow that never sees the router hears nothing only where nobody has a processor. Such a trial, and one
+/// in which that flow loses datagrams, says nothing of the router, and is done again.
+const STOOD_STILL: Duration = Duration::from_millis(100);
+const TRIES: usize = 6;
