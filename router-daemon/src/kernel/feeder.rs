@@ -162,10 +162,18 @@ impl Feeder {
             self.look().await?;
         }
         if self.is_idle() {
-            tokio::select! {
-                heard = self.events.next() => self.hear(heard?),
-                heard = self.route.next() => self.hear_route(heard?),
-                () = tokio::time::sleep(TICK) => {}
+            let tick = tokio::time::sleep(TICK);
+            let mut tick = std::pin::pin!(tick);
+            // Each probe of a gateway comes back as news of a neighbour, mostly of no change: no reason for a turn.
+            while !self.moved && self.stale == (false, false) {
+                tokio::select! {
+                    heard = self.events.next() => {
+                        self.hear(heard?);
+                        break;
+                    }
+                    heard = self.route.next() => self.hear_route(heard?),
+                    () = &mut tick => break,
+                }
             }
         }
         for _ in 0..WORK {
