@@ -138,6 +138,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
     loop {
         let now = core.now();
         let due = core.instant(core.recorder.router().deadline(), now);
+        let due = core.prober.look().map_or(due, |look| look.min(due));
         tokio::select! {
             change = changes.recv() => match change {
                 Some(change) => core.change(change),
@@ -146,10 +147,14 @@ pub async fn run(parts: Parts) -> io::Result<()> {
             Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
             Some(event) = noticed.recv() => core.event(&event),
             () = tokio::time::sleep_until(due) => {
-                if core.now().since(core.recorder.router().deadline()) >= LATE {
+                let late = core.now().since(core.recorder.router().deadline()) >= LATE;
+                core.hear(late);
+                if late {
                     core.catch_up(&mut replies).await;
                 }
-                core.event(&Event::Timeout);
+                if core.recorder.router().deadline() <= core.now() {
+                    core.event(&Event::Timeout);
+                }
             }
             changed = progress.changed() => match changed {
                 Ok(()) => {
@@ -244,8 +249,16 @@ impl Core {
         self.event_at(event, self.now());
     }
 
-    /// We had to wait for the processor, and answers wait in their sockets. Their readers go first, and the router is
-    /// told at the time when it last did something: what came in time is not lost because we are late.
+    /// Answers to echoes come before the deadline they may have kept. Where we had to wait for the processor, the
+    /// router is told at the time when it last did something: what came in time is not lost because we are late.
+    fn hear(&mut self, late: bool) {
+        for reply in self.prober.heard() {
+            let now = if late { self.last } else { self.now() };
+            self.event_at(&Event::Reply(reply), now);
+        }
+    }
+
+    /// The same for answers that wait in sockets of their own: their readers go first.
     async fn catch_up(&mut self, replies: &mut mpsc::Receiver<Reply>) {
         for _ in 0..TURNS {
             tokio::task::yield_now().await;

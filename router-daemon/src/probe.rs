@@ -35,6 +35,7 @@ use crate::resolve;
 pub struct Prober {
     lines: BTreeMap<WanId, Line>,
     pingers: BTreeMap<(WanId, Family), Pinger>,
+    echoes: Echoes,
     replies: mpsc::Sender<Reply>,
     /// By name.
     indexes: BTreeMap<IfName, u32>,
@@ -53,6 +54,7 @@ impl Prober {
         Self {
             lines: BTreeMap::new(),
             pingers: BTreeMap::new(),
+            echoes: Echoes::default(),
             indexes: BTreeMap::new(),
             asker: Asker::default(),
             asked: Vec::new(),
@@ -155,13 +157,33 @@ impl Prober {
             std::collections::btree_map::Entry::Occupied(held) => held.into_mut(),
             std::collections::btree_map::Entry::Vacant(free) => {
                 let Some(line) = self.lines.get(&probe.wan) else { return Ok(()) };
-                free.insert(Pinger::open(line, probe.wan, family, self.replies.clone())?)
+                free.insert(Pinger::open(line, probe.wan, family)?)
             }
         };
+        self.echoes.sent(Instant::now(), probe.timeout);
         pinger.send(probe, address).inspect_err(|_| {
             // The device went and perhaps came back as another one: the next probe opens a socket anew.
             self.pingers.remove(&key);
         })
+    }
+
+    /// The answers to echoes that have arrived. They are to be asked for before each deadline of the core, and at
+    /// [`look`](Self::look).
+    pub fn heard(&mut self) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        if self.echoes.look.is_some() {
+            for pinger in self.pingers.values() {
+                pinger.heard(&mut replies);
+            }
+            self.echoes.heard(replies.len(), Instant::now());
+        }
+        replies
+    }
+
+    /// When answers to echoes may have arrived. To be woken for each of them would cost more than all the rest that an
+    /// idle router does; the kernel notes when they came.
+    pub fn look(&self) -> Option<Instant> {
+        self.echoes.look
     }
 
     fn cannot_send(&self, probe: &Probe, error: &io::Error) {
@@ -169,6 +191,32 @@ impl Prober {
         let reply = reply(probe, Outcome::Failed { why: failure(error) });
         if self.replies.try_send(reply).is_err() {
             debug!("the reply queue is full: the probe's timeout will tell");
+        }
+    }
+}
+
+/// Echoes under way on all lines.
+#[derive(Debug, Default)]
+struct Echoes {
+    unanswered: usize,
+    /// By then they are answered or lost.
+    until: Option<Instant>,
+    look: Option<Instant>,
+}
+
+impl Echoes {
+    fn sent(&mut self, now: Instant, timeout: Duration) {
+        self.unanswered += 1;
+        self.until = self.until.max(Some(now + timeout));
+        self.look.get_or_insert(now + LOOK);
+    }
+
+    fn heard(&mut self, answers: usize, now: Instant) {
+        self.unanswered = self.unanswered.saturating_sub(answers);
+        if self.unanswered == 0 || self.until.is_none_or(|until| until <= now) {
+            *self = Self::default();
+        } else {
+            self.look = Some(now + LOOK);
         }
     }
 }
@@ -296,3 +344,37 @@ fn failure(error: &io::Error) -> Failure {
 
 /// Connections under way at one time; each holds one file descriptor.
 const AT_ONCE: usize = 512;
+/// How long an answer to an echo may wait for us where no probe is due earlier. It delays what an answer changes (a line
+/// that comes back, an error from a router), never what a silence does, and no measured time.
+const LOOK: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_looked_for_while_echoes_are_under_way_and_not_after() {
+        let ms = Duration::from_millis;
+        let zero = Instant::now();
+        let mut echoes = Echoes::default();
+        assert_eq!(echoes.look, None);
+        echoes.sent(zero, ms(120));
+        echoes.sent(zero + ms(10), ms(120));
+        assert_eq!(echoes.look, Some(zero + LOOK), "the first of them says when");
+        echoes.heard(1, zero + ms(20));
+        assert_eq!(echoes.look, Some(zero + ms(20) + LOOK), "one is missing");
+        echoes.heard(1, zero + ms(30));
+        assert_eq!(echoes.look, None, "all are answered");
+
+        echoes.sent(zero, ms(120));
+        echoes.heard(0, zero + ms(119));
+        assert!(echoes.look.is_some());
+        echoes.heard(0, zero + ms(120));
+        assert_eq!(echoes.look, None, "what is unanswered is lost");
+        // An answer that comes after all, or twice, owes us nothing.
+        echoes.sent(zero, ms(120));
+        echoes.heard(7, zero + ms(1));
+        echoes.sent(zero + ms(2), ms(120));
+        assert_eq!(echoes.look, Some(zero + ms(2) + LOOK));
+    }
+}

@@ -1,24 +1,20 @@
 //! ICMP echo on a raw socket of one line and one family. The echo carries all that is needed to understand its
-//! answer, so nothing is kept per probe; a filter in the kernel wakes us for answers to our own echoes and for
-//! ICMP errors only, whatever else arrives on the line.
+//! answer, so nothing is kept per probe; a filter in the kernel takes in answers to our own echoes and ICMP errors
+//! only, whatever else arrives on the line. The kernel notes when an answer came, so nobody has to be woken for it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use config::model::TargetKind;
+use config::model::{Target, TargetKind};
 use config::units::{Family, WanId};
 use mwan::event::{Failure, Outcome, Probe, Reply};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, MultiHeaders, RecvMsg, recvmmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use socket2::{Protocol, SockFilter, Socket, Type};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -29,11 +25,11 @@ use super::Line;
 pub(super) struct Pinger {
     socket: Socket,
     stamp: Stamp,
+    wan: WanId,
     family: Family,
-    /// The number last sent to each target: an ICMP error tells the low 16 bits only.
-    sent: Arc<[AtomicU64]>,
-    /// The reader; ends with us.
-    _reader: JoinSet<()>,
+    /// By target: its address, if it is asked by echo in this family, and the number last sent to it, because an ICMP
+    /// error tells the low 16 bits only.
+    targets: Vec<(Option<IpAddr>, u64)>,
 }
 
 /// What makes an echo ours.
@@ -46,7 +42,7 @@ struct Stamp {
 }
 
 impl Pinger {
-    pub(super) fn open(line: &Line, wan: WanId, family: Family, replies: mpsc::Sender<Reply>) -> io::Result<Self> {
+    pub(super) fn open(line: &Line, wan: WanId, family: Family) -> io::Result<Self> {
         let protocol = match family {
             Family::V4 => Protocol::ICMPV4,
             Family::V6 => Protocol::ICMPV6,
@@ -57,93 +53,83 @@ impl Pinger {
         socket.attach_filter(&filter(family, stamp.id))?;
         // The kernel looks at its clock for every packet of the machine then, some 20 ns, as it does for an NTP daemon.
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
-        // To tokio and the system calls a raw socket is a socket of datagrams like any other.
-        let incoming = UdpSocket::from_std(socket.try_clone()?.into())?;
-        let targets = line
-            .targets
-            .iter()
-            .map(|target| match target.kind {
-                TargetKind::Icmp { address } if Family::of(address) == family => Some(address),
-                TargetKind::Icmp { .. }
-                | TargetKind::Gateway
-                | TargetKind::Tcp { .. }
-                | TargetKind::Dns { .. }
-                | TargetKind::Http { .. } => None,
-            })
-            .collect::<Vec<_>>();
-        let sent: Arc<[AtomicU64]> = targets.iter().map(|_| AtomicU64::new(0)).collect();
-        let mut reader = JoinSet::new();
-        reader.spawn(read(incoming, stamp, wan, family, targets, Arc::clone(&sent), replies));
-        Ok(Self { socket, stamp, family, sent, _reader: reader })
+        let address = |target: &Target| match target.kind {
+            TargetKind::Icmp { address } if Family::of(address) == family => Some(address),
+            TargetKind::Icmp { .. }
+            | TargetKind::Gateway
+            | TargetKind::Tcp { .. }
+            | TargetKind::Dns { .. }
+            | TargetKind::Http { .. } => None,
+        };
+        let targets = line.targets.iter().map(|target| (address(target), 0)).collect();
+        Ok(Self { socket, stamp, wan, family, targets })
     }
 
-    pub(super) fn send(&self, probe: &Probe, address: IpAddr) -> io::Result<()> {
+    pub(super) fn send(&mut self, probe: &Probe, address: IpAddr) -> io::Result<()> {
         let packet = self.stamp.echo(self.family, probe, self.stamp.zero.elapsed());
-        if let Some(sent) = self.sent.get(probe.target) {
-            sent.store(probe.seq, Ordering::Relaxed);
+        if let Some((_, sent)) = self.targets.get_mut(probe.target) {
+            *sent = probe.seq;
         }
         self.socket.send_to(&packet, &SocketAddr::new(address, 0).into())?;
         Ok(())
     }
-}
 
-/// Owns nothing but its buffer; ends when the pinger is dropped.
-async fn read(
-    socket: UdpSocket,
-    stamp: Stamp,
-    wan: WanId,
-    family: Family,
-    targets: Vec<Option<IpAddr>>,
-    sent: Arc<[AtomicU64]>,
-    replies: mpsc::Sender<Reply>,
-) {
-    let mut buffer = [0; 1500];
-    loop {
-        let received = socket.async_io(Interest::READABLE, || receive(&socket, &mut buffer)).await;
-        let (length, arrived) = match received {
-            Ok(received) => received,
-            Err(error) => {
-                // ENETDOWN and the like are told once each; the next send opens a new socket if this one is dead.
-                debug!(%wan, %error, "reading echo replies");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
+    /// What has arrived since the last look. Never waits.
+    pub(super) fn heard(&self, replies: &mut Vec<Reply>) {
+        let mut buffers = [[0; LONGEST]; AT_ONCE];
+        let mut headers = MultiHeaders::<()>::preallocate(AT_ONCE, Some(nix::cmsg_space!(TimeSpec)));
+        // More than one round of buffers wait only after a stall. The rounds end, because the filter lets in what
+        // answers to our own echoes only, and an error is no reason to read on.
+        loop {
+            let mut pieces: Vec<_> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
+            let got = recvmmsg(self.socket.as_raw_fd(), &mut headers, pieces.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
+            let messages: Vec<_> = match got {
+                Ok(messages) => messages.map(|message| (message.bytes, arrival(&message))).collect(),
+                Err(Errno::EAGAIN) => return,
+                Err(error) => {
+                    // ENETDOWN and the like are told once each; a dead socket is replaced by the next send.
+                    debug!(wan = %self.wan, %error, "reading echo replies");
+                    return;
+                }
+            };
+            for (buffer, (length, arrived)) in buffers.iter().zip(&messages) {
+                let waited = arrived.and_then(|arrived| SystemTime::now().duration_since(arrived).ok());
+                let packet = &buffer[..(*length).min(LONGEST)];
+                replies.extend(self.understand(packet, self.stamp.zero.elapsed(), waited.unwrap_or_default()));
             }
-        };
-        let now = stamp.zero.elapsed();
-        let waited = arrived.and_then(|arrived| SystemTime::now().duration_since(arrived).ok()).unwrap_or_default();
-        let heard = match family {
-            Family::V4 => stamp.understand4(&buffer[..length]),
-            Family::V6 => stamp.understand6(&buffer[..length]),
-        };
-        let reply = match heard {
-            Some(Heard::Answer { target, seq, sent_at }) => {
-                let rtt = round_trip(now.saturating_sub(sent_at), waited);
-                Reply { wan, target, seq, outcome: Outcome::Answered { rtt } }
+            if messages.len() < AT_ONCE {
+                return;
             }
-            Some(Heard::Error { to, low }) => {
-                let Some(target) = targets.iter().position(|target| *target == Some(to)) else { continue };
-                let last = sent[target].load(Ordering::Relaxed);
-                let Some(seq) = last.checked_sub(u64::from(low_half(last).wrapping_sub(low))) else { continue };
-                Reply { wan, target, seq, outcome: Outcome::Failed { why: Failure::Unreachable } }
-            }
-            None => continue,
-        };
-        if replies.send(reply).await.is_err() {
-            return;
         }
+    }
+
+    /// A packet seen at `now` that had waited for us.
+    fn understand(&self, packet: &[u8], now: Duration, waited: Duration) -> Option<Reply> {
+        let heard = match self.family {
+            Family::V4 => self.stamp.understand4(packet),
+            Family::V6 => self.stamp.understand6(packet),
+        };
+        let (target, seq, outcome) = match heard? {
+            Heard::Answer { target, seq, sent_at } => {
+                (target, seq, Outcome::Answered { rtt: round_trip(now.saturating_sub(sent_at), waited) })
+            }
+            Heard::Error { to, low } => {
+                let target = self.targets.iter().position(|(address, _)| *address == Some(to))?;
+                let last = self.targets[target].1;
+                let seq = last.checked_sub(u64::from(low_half(last).wrapping_sub(low)))?;
+                (target, seq, Outcome::Failed { why: Failure::Unreachable })
+            }
+        };
+        Some(Reply { wan: self.wan, target, seq, outcome })
     }
 }
 
-/// A packet's length, and when it came to the kernel.
-fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
-    let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
-    let mut pieces = [IoSliceMut::new(buffer)];
-    let received = recvmsg::<()>(socket.as_raw_fd(), &mut pieces, Some(&mut control), MsgFlags::empty())?;
-    let arrived = received.cmsgs()?.find_map(|message| {
-        let ControlMessageOwned::ScmTimestampns(stamp) = message else { return None };
+/// When a packet came to the kernel.
+fn arrival(message: &RecvMsg<'_, '_, ()>) -> Option<SystemTime> {
+    message.cmsgs().ok()?.find_map(|control| {
+        let ControlMessageOwned::ScmTimestampns(stamp) = control else { return None };
         SystemTime::UNIX_EPOCH.checked_add(stamp.into())
-    });
-    Ok((received.bytes, arrived))
+    })
 }
 
 /// What an answer took that we saw after `seen`, and that had waited in its socket for us: a daemon that gets no
@@ -284,6 +270,10 @@ fn filter(family: Family, id: u16) -> [SockFilter; 9] {
 }
 
 const ECHO: usize = 40;
+/// Of an answer or an error, as far as we read it: the longest IPv4 header, ICMP's, and the quoted packet's headers.
+const LONGEST: usize = 256;
+/// Answers taken by one system call; a line has a handful of targets.
+const AT_ONCE: usize = 8;
 
 #[cfg(test)]
 mod tests {
