@@ -9,6 +9,7 @@
 //! | `x` | a probe failed: `[wan, target, seq, why]` |
 //! | `e` | any other event; a line without `r`, `x`, `e` and `checkpoint` is a deadline that passed |
 //! | `p` | probes handed out at the end of the step: `[wan, target, seq]` each |
+//! | `w` | why somebody wanted it, for people |
 //! | `n`, `d` | where the step changed something: what is to be told, and a digest of the decision |
 //! | `checkpoint` | the whole router, with the number of its run and the time on the wall |
 //!
@@ -40,6 +41,7 @@ pub struct Recorder {
     router: Router,
     run: u64,
     lines: Vec<String>,
+    remark: Option<String>,
 }
 
 /// What a step amounts to.
@@ -53,7 +55,7 @@ pub struct Stepped {
 impl Recorder {
     /// `run` tells this run of the daemon from others; `wall` is the time since 1970.
     pub fn new(run: u64, now: Time, wall: Duration) -> Self {
-        let mut recorder = Self { router: Router::new(), run, lines: Vec::new() };
+        let mut recorder = Self { router: Router::new(), run, lines: Vec::new(), remark: None };
         let checkpoint = recorder.checkpoint(now, wall);
         recorder.lines.push(checkpoint);
         recorder
@@ -61,10 +63,15 @@ impl Recorder {
 
     pub fn step(&mut self, event: &Event, now: Time) -> Stepped {
         let (stepped, outputs) = step(&mut self.router, event, now);
-        let mut line = Line { t: now, ..Line::of(event) };
+        let mut line = Line { t: now, w: self.remark.take(), ..Line::of(event) };
         line.outputs(outputs);
         self.lines.push(written(&line));
         stepped
+    }
+
+    /// Why the next step happens. Nothing is decided by it.
+    pub fn remark(&mut self, why: String) {
+        self.remark = Some(why);
     }
 
     pub fn router(&self) -> &Router {
@@ -91,6 +98,9 @@ pub struct Told {
     /// On the wall, in microseconds since 1970; absent before the first checkpoint.
     pub wall: Option<u64>,
     pub what: What,
+    /// Why somebody wanted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     pub notices: Vec<Notice>,
     /// The decision changed, and this is its digest.
     pub decision: Option<String>,
@@ -170,7 +180,14 @@ impl Teller {
             (None, Event::Timeout) => What::Timeout { probes: line.p.len() },
             (None, Event::Request(request)) => What::Request(request),
         };
-        Some(Told { t, wall: self.zero.map(|zero| zero + t.as_micros()), what, notices: line.n, decision: line.d })
+        Some(Told {
+            t,
+            wall: self.zero.map(|zero| zero + t.as_micros()),
+            what,
+            why: line.w,
+            notices: line.n,
+            decision: line.d,
+        })
     }
 }
 
@@ -270,6 +287,8 @@ struct Line<R> {
     x: Option<(WanId, usize, u64, Failure)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     e: Option<Event>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    w: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     p: Vec<(WanId, usize, u64)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -297,7 +316,17 @@ struct Begun {
 
 impl<R> Default for Line<R> {
     fn default() -> Self {
-        Self { t: Time::ZERO, r: None, x: None, e: None, p: Vec::new(), n: Vec::new(), d: None, checkpoint: None }
+        Self {
+            t: Time::ZERO,
+            r: None,
+            x: None,
+            e: None,
+            w: None,
+            p: Vec::new(),
+            n: Vec::new(),
+            d: None,
+            checkpoint: None,
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub struct JournalLine {
 impl fmt::Display for JournalLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self.time.as_deref().unwrap_or("-");
-        let Told { what, notices, decision, .. } = &self.told;
+        let Told { what, why, notices, decision, .. } = &self.told;
         let came_in = match what {
             What::Start { .. } => Some("routerd started".to_owned()),
             What::Checkpoint { .. } => Some("(the journal goes on in another file)".to_owned()),
@@ -67,12 +67,13 @@ impl fmt::Display for JournalLine {
                 | What::Timeout { .. }
                 | What::Checkpoint { .. }
         );
+        let why = why.as_ref().map_or(String::new(), |why| format!(" ({why})"));
         let told: Vec<_> = came_in
             .filter(|_| !dull || notices.is_empty())
             .into_iter()
             .map(|came_in| match decision {
-                Some(_) if notices.is_empty() => format!("{time} {came_in}; the choice of lines changed"),
-                Some(_) | None => format!("{time} {came_in}"),
+                Some(_) if notices.is_empty() => format!("{time} {came_in}{why}; the choice of lines changed"),
+                Some(_) | None => format!("{time} {came_in}{why}"),
             })
             .chain(
                 notices
