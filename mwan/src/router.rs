@@ -237,6 +237,14 @@ impl Router {
         self.config.as_ref()?.wan(wan)?.probe.targets.get(target)
     }
 
+    /// Each line's health and probes, without the rest of a snapshot. A line that an operator declared lost is left out.
+    pub fn tallies(&self) -> impl Iterator<Item = (&WanName, Family, Tally)> {
+        self.lines.iter().filter(|(_, line)| !line.tested).map(|((_, family), line)| {
+            let Line { name, health, monitor, .. } = line;
+            (name, *family, Tally { health: *health, sent: monitor.sent(), lost: monitor.lost() })
+        })
+    }
+
     pub fn snapshot(&self, now: Time) -> Snapshot {
         let Some(config) = &self.config else {
             return Snapshot { now, settled: self.settled(), ..Snapshot::default() };
@@ -795,6 +803,14 @@ fn outage_notice(
 ) -> Notice {
     let name = |id: WanId| lines.get(&(id, family)).map(|line| line.name.clone());
     Notice::IspOutage { family, outage, wans: wans.into_iter().filter_map(name).collect() }
+}
+
+/// How a line is, and its probes since it is probed this way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    pub health: Health,
+    pub sent: u64,
+    pub lost: u64,
 }
 
 /// What the core knows, for status and metrics.

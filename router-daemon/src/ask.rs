@@ -141,6 +141,9 @@ pub struct Applies {
     /// Changes taken back since the start, by the word of the reason.
     #[serde(default)]
     pub rollbacks: BTreeMap<String, u64>,
+    /// Why the last change was taken back, unless an operator wanted it so, until another takes effect.
+    #[serde(default)]
+    pub rolled_back: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

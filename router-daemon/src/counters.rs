@@ -204,6 +204,30 @@ impl CounterSource {
     }
 }
 
+/// Reads how many packets the firewall refused, all together: of the counters, what costs no walk through the flows.
+#[derive(Clone)]
+pub struct DenialSource(Source<u64>);
+
+impl DenialSource {
+    pub fn new<F, R>(read: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = io::Result<u64>> + Send + 'static,
+    {
+        Self(Arc::new(move || Box::pin(read())))
+    }
+
+    pub async fn read(&self) -> io::Result<u64> {
+        (self.0)().await
+    }
+}
+
+impl std::fmt::Debug for DenialSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DenialSource")
+    }
+}
+
 impl std::fmt::Debug for CounterSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("CounterSource")

@@ -7,6 +7,7 @@
 mod apply;
 mod confirm;
 mod disk;
+mod guarding;
 mod journal_file;
 mod pending;
 mod site;
@@ -32,9 +33,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use self::disk::Disk;
+use self::guarding::Samples;
 pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
+use crate::counters::DenialSource;
 use crate::happening::{Happenings, What};
 use crate::kernel::watch::{Change, Neighbour};
 use crate::probe::Prober;
@@ -82,6 +85,8 @@ pub struct Parts {
     pub flows: Flows,
     /// Told the config in force.
     pub config: watch::Sender<Option<Arc<Config>>>,
+    /// What a guard compares.
+    pub denials: DenialSource,
     pub happenings: Happenings,
     pub site: Site,
     /// `None` keeps no journal.
@@ -93,8 +98,19 @@ pub struct Parts {
 /// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
 pub async fn run(parts: Parts) -> io::Result<()> {
     let (nexts_tx, mut nexts) = mpsc::channel(NEXTS);
-    let Parts { mut changes, mut asks, mut noticed, reconciler, flows, config, happenings, site, journal, mut tasks } =
-        parts;
+    let Parts {
+        mut changes,
+        mut asks,
+        mut noticed,
+        reconciler,
+        flows,
+        config,
+        denials,
+        happenings,
+        site,
+        journal,
+        mut tasks,
+    } = parts;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -116,9 +132,12 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         applying: None,
         waiting: None,
         rollbacks: BTreeMap::new(),
+        rolled_back: None,
+        samples: Samples::default(),
         trouble: None,
         flows,
         config,
+        denials,
         happenings,
         repaired: 0,
         site,
@@ -145,7 +164,10 @@ pub async fn run(parts: Parts) -> io::Result<()> {
                 None => return Err(io::Error::other("the watch on the kernel ended")),
             },
             Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
-            Some(event) = noticed.recv() => core.event(&event),
+            Some(event) = noticed.recv() => {
+                core.samples.notice(&event);
+                core.event(&event);
+            }
             () = tokio::time::sleep_until(due) => {
                 let late = core.now().since(core.recorder.router().deadline()) >= LATE;
                 core.hear(late);
@@ -200,10 +222,14 @@ struct Core {
     waiting: Option<confirm::Waiting>,
     /// Changes taken back, by the word of the reason.
     rollbacks: BTreeMap<String, u64>,
+    /// Why the last change was taken back, until another begins.
+    rolled_back: Option<String>,
+    samples: Samples,
     /// What is wrong with the files, until one is accepted.
     trouble: Option<String>,
     flows: Flows,
     config: watch::Sender<Option<Arc<Config>>>,
+    denials: DenialSource,
     happenings: Happenings,
     /// Repairs of drift that were told.
     repaired: u64,
@@ -401,6 +427,7 @@ impl Core {
             unlike_file: None,
             pending: self.waiting.as_ref().map(confirm::Waiting::told),
             rollbacks: self.rollbacks.clone(),
+            rolled_back: self.rolled_back.clone(),
         }
     }
 
@@ -409,6 +436,7 @@ impl Core {
             journal.flush();
         }
         self.give_up_late_apply();
+        self.sample();
         self.watch_window();
         self.watchdog.alive();
     }

@@ -183,6 +183,7 @@ pub(crate) fn view() -> View {
             unlike_file: None,
             pending: None,
             rollbacks: BTreeMap::new(),
+            rolled_back: None,
         },
     }
 }

@@ -193,6 +193,11 @@ pub async fn counters() -> io::Result<Counters> {
     .await
 }
 
+/// Packets that the table refused. As quick where there are many flows.
+pub async fn denials() -> io::Result<u64> {
+    aside(|| elements::denials(&mut Socket::open(NETLINK_NETFILTER)?)).await
+}
+
 /// The live flows by line and by who opened them. As long a walk as that of [`counters`].
 pub async fn talkers() -> io::Result<Tally> {
     aside(|| {

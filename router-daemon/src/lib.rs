@@ -10,6 +10,7 @@ pub mod event_loop;
 #[cfg(test)]
 mod fixture;
 pub mod flows;
+pub mod guard;
 pub mod happening;
 pub mod history;
 pub mod import;

@@ -15,7 +15,8 @@ use clap_mangen::Man;
 ///
 /// The last word counts: what `routerctl apply` put in force survives a restart and a reboot, until the site file is
 /// edited; the start after that takes the file. `routerctl status` tells where the two differ. What waits for its
-/// confirmation (`apply --confirm`) goes on waiting over a restart, and is taken back where its time is up.
+/// confirmation (`apply --confirm`) goes on waiting over a restart, and is taken back where its time is up. One that is
+/// measured (`apply --guard`) is taken back.
 #[derive(Debug, Parser)]
 #[command(name = "routerd", version, after_help = EXIT_CODES)]
 pub struct RouterdArguments {
@@ -93,7 +94,7 @@ pub fn remedy(code: &str) -> Option<&'static str> {
         "timeout" | "unavailable" => "`systemctl status routerd` tells how it is; ask again",
         "nothing-pending" => "`routerctl history` tells what took effect and how it ended",
         "unknown-number" => "`routerctl history` tells the numbers there are",
-        "window" => "write it like `--confirm 2m`",
+        "window" => "write it like `--confirm 2m`, or `--guard=2m`",
         "internal" | "malformed" | "version" => "`routerctl version` shows both versions: bring them to the same one",
         "not-configured" => "`routerctl check` the site file, then `routerctl apply` it",
         "unclear" => "give an address, or the name of a host of the site file",
@@ -109,7 +110,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("routerctl plan", "Example:\n  routerctl plan site.toml --verbose"),
     (
         "routerctl apply",
-        "Examples:\n  routerctl plan site.toml && routerctl apply site.toml\n  routerctl apply site.toml --confirm 2m -m 'guests get DNS'",
+        "Examples:\n  routerctl plan site.toml && routerctl apply site.toml\n  routerctl apply site.toml --confirm 2m -m 'guests get DNS'\n  routerctl apply site.toml --guard=5m",
     ),
     ("routerctl api", "Example:\n  routerctl api > api.schema.json"),
     ("routerctl confirm", "Example:\n  routerctl apply site.toml --confirm 2m && routerctl confirm"),

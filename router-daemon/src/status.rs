@@ -474,6 +474,9 @@ impl Status {
         if let Some(pending) = &self.applies.pending {
             note(f, 2, &pending.to_string())?;
         }
+        if let Some(why) = &self.applies.rolled_back {
+            note(f, 2, &format!("the last change was rolled back: {why}"))?;
+        }
         if let Some(why) = &self.applies.failing {
             note(f, 2, &format!("not as it should be: {why}"))?;
         }
@@ -731,6 +734,9 @@ mod tests {
                     `routerctl confirm`; `routerctl rollback` takes it back at once\n";
         assert!(status.to_string().contains(told), "{status}");
         assert_eq!(serde_json::to_value(&status).unwrap()["applies"]["pending"]["remaining_seconds"], 83);
+        view.applies.rolled_back = Some("wan2 IPv4 was up and is down".to_owned());
+        let told = of(&view, &Ok(fixture::counters())).to_string();
+        assert!(told.contains("\n  the last change was rolled back: wan2 IPv4 was up and is down\n"), "{told}");
     }
 
     #[test]

@@ -237,7 +237,9 @@ impl Core {
         if let Some(foreign) = &self.foreign {
             foreign.look().await.map_err(|error| refusal("kernel", error.to_string()))?;
         }
-        self.ask(APPLY_TIMEOUT, |reply| Ask::Apply { text, how, author, reply }).await?
+        // Where a change is guarded, the answer is what the guard found.
+        let guarded = Duration::from_millis(how.guard_milliseconds.unwrap_or_default()).min(MOST_GUARDED);
+        self.ask(APPLY_TIMEOUT + guarded, |reply| Ask::Apply { text, how, author, reply }).await?
     }
 
     async fn roll_back(&self, number: Option<u64>, mut how: How, author: Author) -> Result<ApplyReport, Refusal> {
@@ -534,6 +536,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 const APPLY_TIMEOUT: Duration = Duration::from_mins(2);
+/// A longer one is refused at once.
+const MOST_GUARDED: Duration = Duration::from_hours(1);
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[cfg(test)]

@@ -163,18 +163,42 @@ struct HowArguments {
     /// restart of routerd and a reboot.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     confirm: Option<Duration>,
+    /// Live at once, and kept if nothing gets worse in this time (2m where none is given), else taken back: lines lost,
+    /// probes lost, packets denied, segments sent again, each against the time just before. The answer is what was
+    /// found; a restart of routerd takes the change back.
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = humantime::parse_duration,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2m",
+        conflicts_with = "confirm"
+    )]
+    guard: Option<Duration>,
     /// Even if it cuts the session it is typed in.
     #[arg(long)]
     force: bool,
 }
 
 impl HowArguments {
+    /// A person who waits for a guard is told so; what is refused is refused before.
+    fn tell_of_waiting(&self) {
+        let Some(window) = self.guard else { return };
+        std::thread::spawn(move || {
+            std::thread::sleep(REFUSED_BY_THEN);
+            let window = humantime::format_duration(window);
+            let text = format!("routerd measures for {window}, also if you stop waiting: `routerctl status` tells");
+            writeln!(io::stderr(), "{text}").ok();
+        });
+    }
+
     fn how(&self) -> How {
         let milliseconds = |span: &Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         How {
             message: self.message.clone(),
             confirm_milliseconds: self.confirm.as_ref().map(milliseconds),
-            guard_milliseconds: None,
+            guard_milliseconds: self.guard.as_ref().map(milliseconds),
             force: self.force,
             session: std::env::var("SSH_CONNECTION").ok().and_then(|connection| Session::of_ssh(&connection)),
         }
@@ -212,6 +236,8 @@ enum Failure {
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
+    RolledBack(String),
+    #[error("{0}")]
     Unreachable(ClientError),
     #[error("{0}")]
     Daemon(String),
@@ -225,6 +251,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Refused(_) | Self::Top(_) => 1,
+            Self::RolledBack(_) => 5,
             Self::Unreachable(_) => 3,
             Self::Daemon(_) | Self::Output(_) => 4,
         }
@@ -244,6 +271,7 @@ impl From<ClientError> for Failure {
                 let message = refusal.message.trim_end().to_owned() + &next;
                 match refusal.code.as_str() {
                     "kernel" | "timeout" | "unavailable" | "internal" => Self::Daemon(message),
+                    "guard" => Self::RolledBack(message),
                     _ => Self::Refused(message),
                 }
             }
@@ -284,10 +312,12 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             })
         }
         Command::Apply { file, how } => {
+            how.tell_of_waiting();
             let answer = ask(&Call::Apply { text: text_of(file)?, how: how.how() })?;
             show_as(json, &answer, |report: ApplyReport| applied(&report))
         }
         Command::Rollback { number, how } => {
+            how.tell_of_waiting();
             let answer = ask(&Call::Rollback { number: *number, how: how.how() })?;
             show_as(json, &answer, |report: ApplyReport| applied(&report))
         }
@@ -448,7 +478,8 @@ fn applied(report: &ApplyReport) -> String {
     });
     let warnings = report.warnings.iter().map(|warning| warning.trim_end().to_owned());
     let done = format!("applied {short}: {steps} steps, {flows_ended} flows ended{number}");
-    warnings.chain([done]).chain(window).collect::<Vec<_>>().join("\n")
+    let measured = report.measured.as_ref().map(|measured| format!("kept: {measured}"));
+    warnings.chain([done]).chain(window).chain(measured).collect::<Vec<_>>().join("\n")
 }
 
 /// What would allow it, in lines of their own; with `why`.
@@ -578,6 +609,8 @@ fn say(text: &(impl Display + ?Sized)) -> Result<(), Failure> {
     Ok(())
 }
 
+const REFUSED_BY_THEN: Duration = Duration::from_secs(3);
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -585,4 +618,5 @@ Exit codes:
      for its confirmation, a change that would cut this session; a replay that differs
   2  the command line is wrong
   3  routerd cannot be reached
-  4  routerd failed";
+  4  routerd failed
+  5  rolled back: what a guard measured got worse, or somebody took the change back meanwhile";

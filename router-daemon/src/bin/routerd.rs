@@ -13,7 +13,7 @@ use mwan::state::RulesetState;
 use mwan::{KernelState, Step};
 use router_daemon::api::https;
 use router_daemon::api::server::{self, Access, Core};
-use router_daemon::counters::{CounterSource, Counters};
+use router_daemon::counters::{CounterSource, Counters, DenialSource};
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::happening::{self, Happenings};
@@ -178,6 +178,11 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let journals = arguments.state.join("journal");
     let journal = JournalFile::begin(&journals).inspect_err(|error| warn!(%error, "no journal is kept")).ok();
     let (told, listener) = watch::channel(None);
+    let refused = fast_path.clone();
+    let denials = DenialSource::new(move || {
+        let fast_path = refused.clone();
+        async move { Ok(fast_path.denials().await? + kernel::denials().await?) }
+    });
     let counters = CounterSource::new(move || {
         let fast_path = fast_path.clone();
         async move { Ok(Counters { fast_path: fast_path.read().await?, ..kernel::counters().await? }) }
@@ -204,6 +209,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         reconciler: handle,
         flows: Flows::new(doomed_flows),
         config,
+        denials,
         happenings,
         site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
         journal,

@@ -107,7 +107,7 @@ impl Core {
             self.happenings.tell(What::refused(&Author::start(), &refusal("config", trouble)));
         }
         self.trouble = trouble;
-        let waiting = pending.map(|(pending, previous)| Waiting::new(pending, previous));
+        let waiting = pending.map(|(pending, previous)| Waiting::new(pending, previous, None));
         self.resume(waiting, rolled_back.as_deref());
         match accepted {
             Some((accepted, from)) => {
@@ -167,10 +167,6 @@ impl Core {
             }
         };
         let How { message, confirm_milliseconds, guard_milliseconds, force, session } = how;
-        if guard_milliseconds.is_some() {
-            let text = "this routerd measures no changes; nothing was changed: leave `guard_milliseconds` out";
-            return answer(reply, Err(refusal("unsupported", text)));
-        }
         let cut = session.and_then(|session| {
             let old = self.accepted.as_ref().map(|accepted| &*accepted.config);
             session.cut_by(old, &accepted.config)
@@ -188,10 +184,22 @@ impl Core {
             return answer(reply, Err(refusal));
         }
         let order = Order { accepted, author, message };
-        match confirm_milliseconds.map(Duration::from_millis) {
-            None => self.begin(order, Word::Last, Some(reply)),
-            Some(window) if WINDOWS.contains(&window) => self.prepare(order, window, Some(reply)),
-            Some(_) => answer(reply, Err(refusal("window", "the time to confirm is one second to one day"))),
+        let refuse = |text: &str, reply| answer(reply, Err(refusal("window", text)));
+        match [confirm_milliseconds, guard_milliseconds].map(|span| span.map(Duration::from_millis)) {
+            [None, None] => self.begin(order, Word::Last, Some(reply)),
+            [Some(window), None] if WINDOWS.contains(&window) => self.prepare(order, window, None, Some(reply)),
+            [None, Some(window)] if GUARDS.contains(&window) => match self.guard(window) {
+                Ok(guard) => self.prepare(order, window, Some(guard), Some(reply)),
+                Err(refusal) => answer(reply, Err(refusal)),
+            },
+            [Some(_), None] => refuse("the time to confirm is one second to one day", reply),
+            [None, Some(_)] => refuse("the time of a guard is ten seconds to one hour", reply),
+            [Some(_), Some(_)] => {
+                refuse(
+                    "a change is confirmed by a person (`--confirm`) or by measurement (`--guard`), not by both",
+                    reply,
+                );
+            }
         }
     }
 
@@ -233,6 +241,7 @@ impl Core {
         };
         let previous = self.accepted.clone();
         self.starting = None;
+        self.rolled_back = None;
         let Order { accepted, author, message } = order;
         self.take(accepted);
         let stage = Stage::Trying { order: Origin { author, message }, word, previous, before, steps };
@@ -249,6 +258,7 @@ impl Core {
     /// Puts a config in force.
     pub(super) fn take(&mut self, accepted: Accepted) {
         self.prober.configure(&accepted.config);
+        self.samples.begin_anew();
         self.config.send_replace(Some(Arc::clone(&accepted.config)));
         let event = Event::Config(Arc::clone(&accepted.config));
         self.accepted = Some(accepted);
@@ -347,7 +357,7 @@ impl Core {
     }
 
     /// The kernel has it: keep the text, end what it denies or leaves without a line, answer.
-    fn reached(&mut self, steps: usize, order: Origin, word: Word, told: Vec<Told>) {
+    fn reached(&mut self, steps: usize, order: Origin, word: Word, mut told: Vec<Told>) {
         if word == Word::Last {
             self.trouble = None;
         }
@@ -356,10 +366,12 @@ impl Core {
             let report = ApplyReport { steps, ..ApplyReport::default() };
             return told.into_iter().for_each(|told| told.answer(&report));
         };
-        let confirm_milliseconds = match (word, &self.waiting) {
-            (Word::Trial, Some(waiting)) => u64::try_from(waiting.pending.left().as_millis()).ok(),
-            (Word::Last | Word::Kept | Word::Trial | Word::Back, _) => None,
-        };
+        let left = self.waiting.as_ref().filter(|_| word == Word::Trial).map(|waiting| waiting.pending.left());
+        let confirm_seconds =
+            left.map(|left| left.as_millis().div_ceil(1000)).and_then(|left| u64::try_from(left).ok());
+        // Of a guard it is answered what it found.
+        let left = left.filter(|_| !self.is_guarded());
+        let confirm_milliseconds = left.and_then(|left| u64::try_from(left.as_millis()).ok());
         let (site, flows) = (self.site.clone(), self.flows.clone());
         let (text, asked) = (Arc::clone(&accepted.text), !told.is_empty());
         let (author, message) = (order.author.to_string(), order.message.clone());
@@ -377,7 +389,7 @@ impl Core {
             };
             Ok((number, site.unlike(&text).filter(|_| word != Word::Trial)))
         });
-        self.tasks.spawn(async move {
+        let report = async move {
             let mut report = ApplyReport {
                 digest: accepted.config.digest.clone(),
                 steps,
@@ -407,14 +419,27 @@ impl Core {
                     number: report.number,
                     author,
                     message,
-                    confirm_seconds: confirm_milliseconds.map(|left| left.div_ceil(1000)),
+                    confirm_seconds,
                     flows_ended: *flows_ended,
                 });
             }
-            for told in told {
-                told.answer(&report);
-            }
-        });
+            report
+        };
+        if word == Word::Trial && self.is_guarded() {
+            self.begin_guard(std::mem::take(&mut told));
+            self.then(report, |core, report| {
+                if let Some(Waiting { guard: Some(guard), .. }) = &mut core.waiting {
+                    guard.report = Some(report);
+                }
+            });
+        } else {
+            self.tasks.spawn(async move {
+                let report = report.await;
+                for told in told {
+                    told.answer(&report);
+                }
+            });
+        }
     }
 
     pub(super) fn refused(&self, author: &Author, refusal: &Refusal, reply: Reply) {
@@ -427,7 +452,7 @@ impl Core {
 }
 
 impl Told {
-    fn answer(self, report: &ApplyReport) {
+    pub(super) fn answer(self, report: &ApplyReport) {
         answer(self.reply, self.refusal.map_or_else(|| Ok(report.clone()), Err));
     }
 }
@@ -436,5 +461,6 @@ impl Told {
 const TRIES: u32 = 3;
 /// How long an apply may take; the whole site takes a second.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+const GUARDS: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(1);
 const WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 pub(super) const NOTHING: &str = "[site]\nname = \"nothing\"\n";

@@ -7,6 +7,8 @@
 //!                                     the previous config is the last word, on the disk and then in the kernel
 //! ```
 //!
+//! With `--guard` it is no person who confirms, see `guarding.rs`.
+//!
 //! What is decided is on the disk first, so that a daemon that dies at any point finishes it at its next start.
 
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::apply::{Applying, Order, PATIENCE, Reply, Stage, Starting, Word};
+use super::guarding::Guard;
 use super::pending::{Clock, Ended, Pending};
 use super::{Accepted, Core, answer, refusal};
 use crate::ask::{ApplyReport, Author, PendingChange, Refusal};
@@ -27,7 +30,9 @@ pub(super) struct Waiting {
     pub(super) pending: Pending,
     pub(super) previous: Option<Accepted>,
     /// Its confirmation is on its way to the disk.
-    confirming: bool,
+    pub(super) confirming: bool,
+    /// It is confirmed by measurement.
+    pub(super) guard: Option<Guard>,
 }
 
 /// Why a change was taken back: the label of the metric, and the whole story.
@@ -46,8 +51,8 @@ pub(super) struct Told {
 }
 
 impl Waiting {
-    pub(super) fn new(pending: Pending, previous: Option<Accepted>) -> Self {
-        Self { pending, previous, confirming: false }
+    pub(super) fn new(pending: Pending, previous: Option<Accepted>, guard: Option<Guard>) -> Self {
+        Self { pending, previous, confirming: false, guard }
     }
 
     pub(super) fn told(&self) -> PendingChange {
@@ -63,10 +68,11 @@ impl Waiting {
 
     /// What somebody is told who wants something else meanwhile.
     pub(super) fn in_the_way(&self) -> Refusal {
+        let Pending { author, guard, .. } = &self.pending;
+        let what = if *guard { "is measured" } else { "waits for its confirmation" };
         let text = format!(
-            "a change by {} waits for its confirmation, {} s more: `routerctl confirm` keeps it, `routerctl rollback` \
-             takes it back; then try again",
-            self.pending.author,
+            "a change by {author} {what}, {} s more: `routerctl confirm` keeps it, `routerctl rollback` takes it back; \
+             then try again",
             self.pending.left().as_secs()
         );
         refusal("pending", text)
@@ -75,7 +81,7 @@ impl Waiting {
 
 impl Core {
     /// Puts the change on the disk, then in force.
-    pub(super) fn prepare(&mut self, order: Order, window: Duration, reply: Reply) {
+    pub(super) fn prepare(&mut self, order: Order, window: Duration, guard: Option<Guard>, reply: Reply) {
         let begun = match Clock::now() {
             Ok(now) => now,
             Err(error) => {
@@ -88,7 +94,7 @@ impl Core {
             previous: self.accepted.as_ref().map(|accepted| accepted.text.to_string()),
             author: order.author.clone(),
             message: order.message.clone(),
-            guard: false,
+            guard: guard.is_some(),
             begun,
             window,
             ended: None,
@@ -101,7 +107,7 @@ impl Core {
             core.applying = None;
             match written {
                 Ok(()) => {
-                    core.waiting = Some(Waiting::new(pending, core.accepted.clone()));
+                    core.waiting = Some(Waiting::new(pending, core.accepted.clone(), guard));
                     core.begin(order, Word::Trial, reply);
                 }
                 Err(error) => {
@@ -120,25 +126,45 @@ impl Core {
         if busy || waiting.confirming {
             return answer(reply, Err(refusal("busy", "the kernel does not have the change yet; try again")));
         }
+        self.settle(author.to_string(), Some(reply));
+    }
+
+    /// Makes the change the last word. Without `reply` it is the guard who wants it.
+    pub(super) fn settle(&mut self, by: String, reply: Reply) {
+        let Some(waiting) = &mut self.waiting else { return };
         waiting.confirming = true;
-        let (site, pending, by) = (self.site.clone(), waiting.pending.clone(), author.to_string());
+        let (site, pending, ended_by) = (self.site.clone(), waiting.pending.clone(), by.clone());
         let digest = crate::history::digest(&pending.text);
-        let ended = self.disk.run(move || site.end(&pending, Ended::Confirmed { by }));
-        let by = author.to_string();
-        self.then(ended, move |core, ended| match ended {
-            Ok(trouble) => {
+        let ended = self.disk.run(move || site.end(&pending, Ended::Confirmed { by: ended_by }));
+        self.then(ended, move |core, ended| match (ended, reply) {
+            (Ok(trouble), reply) => {
                 info!(%by, %digest, "confirmed");
-                core.happenings.tell(What::Confirmed { digest: digest.clone(), author: by });
-                core.waiting = None;
-                let report = ApplyReport { digest, warnings: trouble.into_iter().collect(), ..ApplyReport::default() };
-                answer(reply, Ok(report));
+                let author = if reply.is_some() { by.clone() } else { format!("a guard ({by})") };
+                core.happenings.tell(What::Confirmed { digest: digest.clone(), author });
+                let guard = core.waiting.take().and_then(|waiting| waiting.guard);
+                let warnings: Vec<_> = trouble.into_iter().collect();
+                if let Some(Guard { report, told, .. }) = guard {
+                    let by = if reply.is_some() { format!("{by} confirmed it") } else { by };
+                    let mut report = ApplyReport { measured: Some(by), ..report.unwrap_or_default() };
+                    report.warnings.extend(warnings.iter().cloned());
+                    for told in told {
+                        told.answer(&report);
+                    }
+                }
+                if let Some(reply) = reply {
+                    answer(reply, Ok(ApplyReport { digest, warnings, ..ApplyReport::default() }));
+                }
             }
-            Err(error) => {
+            (Err(error), Some(reply)) => {
                 if let Some(waiting) = &mut core.waiting {
                     waiting.confirming = false;
                 }
                 let text = format!("the confirmation could not be kept, the window goes on: {error}");
                 answer(reply, Err(refusal("internal", text)));
+            }
+            (Err(error), None) => {
+                let why = format!("{by}, which could not be kept: {error}");
+                core.roll_back(Because { word: "guard", why }, Vec::new());
             }
         });
     }
@@ -160,7 +186,8 @@ impl Core {
     /// Called once a second.
     pub(super) fn watch_window(&mut self) {
         let Some(waiting) = &self.waiting else { return };
-        if !waiting.confirming && self.applying.is_none() && waiting.pending.left().is_zero() {
+        let guarded = waiting.guard.is_some();
+        if !guarded && !waiting.confirming && self.applying.is_none() && waiting.pending.left().is_zero() {
             let window = humantime::format_duration(waiting.pending.window);
             let because = Because { word: "unconfirmed", why: format!("nobody confirmed it within {window}") };
             self.roll_back(because, Vec::new());
@@ -184,9 +211,16 @@ impl Core {
     }
 
     /// Brings the previous config back, and goes on trying until the kernel has it.
-    pub(super) fn roll_back(&mut self, because: Because, told: Vec<Told>) {
-        let Some(Waiting { pending, previous, .. }) = self.waiting.take() else { return };
+    pub(super) fn roll_back(&mut self, because: Because, mut told: Vec<Told>) {
+        let Some(Waiting { pending, previous, guard, .. }) = self.waiting.take() else { return };
         warn!(why = because.why, "rolling back to the previous configuration");
+        let why = format!("rolled back: {}", because.why);
+        for waits in guard.into_iter().flat_map(|guard| guard.told) {
+            let text = format!("{why}\nthe previous configuration is in force");
+            told.push(Told { refusal: Some(refusal("guard", text)), ..waits });
+        }
+        self.rolled_back = (because.word != "operator").then(|| because.why.clone());
+        self.recorder.remark(why);
         self.decide_against(pending, because);
         if let Some(previous) = previous {
             self.take(previous);
@@ -220,6 +254,7 @@ impl Core {
             warn!(why, "the last change was rolled back");
             *self.rollbacks.entry("restart".to_owned()).or_default() += 1;
             self.happenings.tell(What::RolledBack { cause: "restart".to_owned(), reason: why.to_owned() });
+            self.rolled_back = Some(why.to_owned());
         }
         if let Some(waiting) = &waiting {
             let left = waiting.pending.left().as_secs();

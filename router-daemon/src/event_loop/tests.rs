@@ -291,12 +291,129 @@ async fn what_the_kernel_refuses_waits_for_nothing() {
     }
 }
 
-#[tokio::test]
-async fn a_guard_that_is_not_there_is_not_passed_over() {
+#[tokio::test(start_paused = true)]
+async fn a_guard_keeps_a_change_that_makes_nothing_worse() {
+    let mut bench = Bench::measured().await;
+    bench.denied.set_rate(3);
+    let begun = Instant::now();
+    let report = bench.apply_as(&narrowed(), guarded(120)).await.unwrap();
+    let window = begun.elapsed().as_secs();
+    assert!((120..130).contains(&window), "{window} s");
+    let measured = report.measured.unwrap();
+    assert_eq!(measured, "no line got worse; 3.0 packets a second are denied, 0.0 before");
+    assert_eq!((report.number, report.confirm_milliseconds), (Some(2), None));
+    assert_eq!(bench.running(), Some(narrowed()));
+    assert_eq!(bench.history()[1].outcome, Outcome::Confirmed(measured));
+    assert_eq!(bench.view().await.applies.pending, None);
+    bench.restart().await;
+    bench.ready().await;
+    assert_eq!(bench.view().await.config.unwrap().digest, report.digest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_takes_back_what_makes_denials_explode_or_segments_be_lost() {
+    for (storm, why) in [(true, "1000.0 packets a second are denied"), (false, "50.0 % of the segments are sent again")]
+    {
+        let bench = Bench::measured().await;
+        let (before, state) = (bench.view().await.config.unwrap().digest.clone(), bench.kernel.state());
+        let begun = Instant::now();
+        let narrowed = narrowed();
+        let meanwhile = async {
+            let pending = bench.pending().await;
+            assert!(pending.guard && pending.to_string().contains("is measured"), "{pending}");
+            assert_eq!(bench.running().as_deref(), Some(MINIMAL), "it is no word yet");
+            let refusal = bench.apply(MINIMAL).await.unwrap_err();
+            assert_eq!(refusal.code, "pending");
+            assert!(refusal.message.contains("is measured"), "{refusal}");
+            if storm {
+                bench.denied.set_rate(1000);
+            } else {
+                bench.resend().await;
+            }
+        };
+        let (refused, ()) = tokio::join!(bench.apply_as(&narrowed, guarded(120)), meanwhile);
+        let refusal = refused.unwrap_err();
+        assert_eq!(refusal.code, "guard");
+        assert!(refusal.message.contains(why), "{refusal}");
+        assert!(begun.elapsed() < Duration::from_mins(1), "long before the end of the window");
+        bench.back(&before).await;
+        assert_eq!(bench.kernel.state(), state);
+        let view = bench.view().await;
+        assert_eq!(view.applies.rollbacks["guard"], 1);
+        assert!(view.applies.rolled_back.unwrap().contains(why));
+        assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+        assert!(matches!(&bench.history()[1].outcome, Outcome::RolledBack(told) if told.contains(why)));
+        // And the journal says why the previous config came.
+        let folder = bench.stop().await;
+        let journal = fs::read_to_string(folder.path().join("journal/journal.jsonl")).unwrap();
+        let mut teller = mwan::journal::Teller::default();
+        let told = journal.lines().filter_map(|line| teller.tell(line)?.why).collect::<Vec<_>>();
+        assert!(matches!(told.as_slice(), [one] if one.starts_with("rolled back: ") && one.contains(why)), "{told:?}");
+        assert_eq!(mwan::journal::replay(journal.lines(), None).unwrap().first_difference, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_gives_way_to_a_person() {
+    let bench = Bench::measured().await;
+    let narrowed = narrowed();
+    let confirmed = async {
+        bench.pending().await;
+        bench.decided(|reply| Ask::Confirm { author: alice(), reply }).await.unwrap()
+    };
+    let (applied, confirmed) = tokio::join!(bench.apply_as(&narrowed, guarded(120)), confirmed);
+    let applied = applied.unwrap();
+    assert_eq!(applied.digest, confirmed.digest);
+    assert_eq!(applied.measured.unwrap(), "alice (uid 1000) confirmed it");
+    assert_eq!(bench.running(), Some(narrowed));
+
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let back = async {
+        bench.pending().await;
+        bench.decided(|reply| Ask::RollBack { author: alice(), reply }).await.unwrap()
+    };
+    let (refused, _) = tokio::join!(bench.apply_as(MINIMAL, guarded(120)), back);
+    let refusal = refused.unwrap_err();
+    assert_eq!(refusal.code, "guard");
+    assert!(refusal.message.contains("alice (uid 1000) took it back"), "{refusal}");
+    assert_eq!(bench.view().await.applies.rolled_back, None, "he knows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_measurement_a_restart_ends_is_taken_back() {
+    let mut bench = Bench::measured().await;
+    let before = bench.view().await.config.unwrap().digest.clone();
+    let (reply, answer) = oneshot::channel();
+    let apply = Ask::Apply { text: narrowed(), how: guarded(600), author: alice(), reply };
+    bench.asks.send(apply).await.unwrap();
+    bench.pending().await;
+    bench.restart().await;
+    answer.await.unwrap_err();
+    bench.ready().await;
+    let view = bench.view().await;
+    assert_eq!((view.config.unwrap().digest.clone(), view.applies.pending), (before, None));
+    assert_eq!(view.applies.rollbacks["restart"], 1);
+    assert!(view.applies.rolled_back.unwrap().contains("before the measurement ended"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_needs_something_to_compare_and_a_time_of_its_own() {
     let bench = Bench::start(None);
-    let guarded = How { guard_milliseconds: Some(30_000), ..How::default() };
-    assert_eq!(bench.apply_as(MINIMAL, guarded).await.unwrap_err().code, "unsupported");
-    assert_eq!(bench.running(), None);
+    assert_eq!(bench.apply_as(MINIMAL, guarded(120)).await.unwrap_err().code, "not-configured");
+    bench.apply(MINIMAL).await.unwrap();
+    assert_eq!(bench.apply_as(&narrowed(), guarded(120)).await.unwrap_err().code, "busy");
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let both = How { confirm_milliseconds: Some(60_000), ..guarded(120) };
+    for (how, told) in [(both, "not by both"), (guarded(1), "ten seconds"), (guarded(100_000), "one hour")] {
+        let refusal = bench.apply_as(&narrowed(), how).await.unwrap_err();
+        assert_eq!(refusal.code, "window");
+        assert!(refusal.message.contains(told), "{refusal}");
+    }
+    assert_eq!(bench.running().as_deref(), Some(MINIMAL));
+    // What the kernel does not tell keeps nothing.
+    bench.denied.stop_telling();
+    let refusal = bench.apply_as(&narrowed(), guarded(10)).await.unwrap_err();
+    assert!(refusal.message.contains("the kernel did not tell what it denied"), "{refusal}");
 }
 
 #[tokio::test]
@@ -375,6 +492,37 @@ fn within(seconds: u64) -> How {
     How { confirm_milliseconds: Some(seconds * 1000), ..How::default() }
 }
 
+fn guarded(seconds: u64) -> How {
+    How { guard_milliseconds: Some(seconds * 1000), ..How::default() }
+}
+
+/// What the firewall refuses, at so many packets a second; clones are the same.
+#[derive(Clone)]
+struct Refused(Arc<Mutex<(u64, u64, Instant, bool)>>);
+
+impl Refused {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new((0, 0, Instant::now(), true))))
+    }
+
+    fn set_rate(&self, rate: u64) {
+        self.read().unwrap();
+        self.0.lock().unwrap().1 = rate;
+    }
+
+    fn stop_telling(&self) {
+        self.0.lock().unwrap().3 = false;
+    }
+
+    fn read(&self) -> io::Result<u64> {
+        let (packets, rate, last, tells) = &mut *self.0.lock().unwrap();
+        let before = std::mem::replace(last, Instant::now());
+        let span = u64::try_from((*last - before).as_millis()).unwrap();
+        *packets += *rate * span / 1000;
+        tells.then_some(*packets).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+}
+
 /// A loop, its kernel and its files. The lines have no carrier: nothing is probed.
 struct Bench {
     folder: tempfile::TempDir,
@@ -383,6 +531,8 @@ struct Bench {
     asks: mpsc::Sender<Ask>,
     changes: mpsc::Sender<Change>,
     ended: Arc<Mutex<Vec<String>>>,
+    denied: Refused,
+    noticed: mpsc::Sender<Event>,
     happenings: Happenings,
     told: tokio::sync::broadcast::Receiver<Arc<Happening>>,
     running: tokio::task::JoinHandle<io::Result<()>>,
@@ -395,11 +545,73 @@ impl Bench {
         if let Some(text) = file {
             fs::write(&site.file, text).unwrap();
         }
-        let (kernel, ended) = (FakeKernel::default(), Arc::default());
+        let (kernel, ended, denied) = (FakeKernel::default(), Arc::default(), Refused::new());
         let happenings = Happenings::default();
-        let (asks, changes, running) = begin(&site, &kernel, &ended, &happenings, folder.path());
+        let begun = begin(&site, &kernel, &ended, &denied, &happenings, folder.path());
+        let (asks, changes, noticed, running) = begun;
         let told = happenings.follow();
-        Self { folder, site, kernel, asks, changes, ended, happenings, told, running }
+        Self { folder, site, kernel, asks, changes, ended, denied, noticed, happenings, told, running }
+    }
+
+    /// One that has been up for some time.
+    async fn measured() -> Self {
+        let bench = Self::start(Some(MINIMAL));
+        bench.ready().await;
+        for _ in 0..40 {
+            bench.carry(0).await;
+        }
+        bench
+    }
+
+    /// Half a second of traffic, of which so much is sent again.
+    async fn carry(&self, resent: u64) {
+        let traffic = mwan::passive::Traffic {
+            wan: config::units::WanId::new(1).unwrap(),
+            family: Family::V4,
+            segments: 100,
+            resent,
+            servers: 0,
+            rtt: None,
+            sent: 0,
+            received: 0,
+            span: Duration::from_millis(500),
+        };
+        self.noticed.send(Event::Traffic(vec![traffic])).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    /// Half of the traffic is sent again, until the change is taken back.
+    async fn resend(&self) {
+        while self.view().await.applies.pending.is_some() {
+            self.carry(50).await;
+        }
+    }
+
+    /// What waits, once it does and the kernel has it.
+    async fn pending(&self) -> crate::ask::PendingChange {
+        let begun = Instant::now();
+        loop {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            if let Applies { pending: Some(pending), current: true, .. } = self.view().await.applies {
+                return pending;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Asks again while the loop is busy.
+    async fn decided(
+        &self,
+        ask: impl Fn(oneshot::Sender<Result<ApplyReport, Refusal>>) -> Ask,
+    ) -> Result<ApplyReport, Refusal> {
+        let begun = Instant::now();
+        loop {
+            assert!(begun.elapsed() < Duration::from_secs(20));
+            match self.ask(&ask).await {
+                Err(refusal) if refusal.code == "busy" => tokio::time::sleep(Duration::from_millis(5)).await,
+                done => return done,
+            }
+        }
     }
 
     async fn restart(&mut self) {
@@ -411,8 +623,8 @@ impl Bench {
         (&mut self.running).await.unwrap_err();
         tokio::time::sleep(pause).await;
         self.kernel.take_applied();
-        let begun = begin(&self.site, &self.kernel, &self.ended, &self.happenings, self.folder.path());
-        (self.asks, self.changes, self.running) = begun;
+        let begun = begin(&self.site, &self.kernel, &self.ended, &self.denied, &self.happenings, self.folder.path());
+        (self.asks, self.changes, self.noticed, self.running) = begun;
     }
 
     /// Ends as a daemon does that lost a part; what is left is its folder.
@@ -493,7 +705,7 @@ impl Bench {
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> T {
         let (reply, answer) = oneshot::channel();
         self.asks.send(ask(reply)).await.unwrap();
-        tokio::time::timeout(Duration::from_secs(30), answer).await.unwrap().unwrap()
+        tokio::time::timeout(Duration::from_mins(5), answer).await.unwrap().unwrap()
     }
 
     fn running(&self) -> Option<String> {
@@ -506,17 +718,19 @@ impl Bench {
     }
 }
 
-type Begun = (mpsc::Sender<Ask>, mpsc::Sender<Change>, tokio::task::JoinHandle<io::Result<()>>);
+type Begun = (mpsc::Sender<Ask>, mpsc::Sender<Change>, mpsc::Sender<Event>, tokio::task::JoinHandle<io::Result<()>>);
 
 fn begin(
     site: &Site,
     kernel: &FakeKernel,
     ended: &Arc<Mutex<Vec<String>>>,
+    denied: &Refused,
     happenings: &Happenings,
     folder: &std::path::Path,
 ) -> Begun {
     let (asks_tx, asks) = mpsc::channel(8);
     let (changes_tx, changes) = mpsc::channel(8);
+    let (noticed_tx, noticed) = mpsc::channel(8);
     changes_tx.try_send(Change::Links(links())).unwrap();
     let (reconciler, handle) = Reconciler::new(kernel.clone());
     let mut tasks = JoinSet::new();
@@ -528,19 +742,22 @@ fn begin(
         }
         async { Ok(DOOMED) }
     });
+    let denied = denied.clone();
+    let denials = DenialSource::new(move || std::future::ready(denied.read()));
     let parts = Parts {
-        noticed: mpsc::channel(1).1,
+        noticed,
         changes,
         asks,
         reconciler: handle,
         flows,
         config: watch::channel(None).0,
+        denials,
         happenings: happenings.clone(),
         site: site.clone(),
         journal: Some(JournalFile::with_limit(&folder.join("journal"), 10_000).unwrap()),
         tasks,
     };
-    (asks_tx, changes_tx, tokio::spawn(run(parts)))
+    (asks_tx, changes_tx, noticed_tx, tokio::spawn(run(parts)))
 }
 
 fn links() -> Links {

@@ -136,6 +136,15 @@ pub(crate) fn counters(socket: &mut Socket) -> io::Result<Counters> {
     Ok(counters)
 }
 
+/// Packets that the table refused.
+pub(crate) fn denials(socket: &mut Socket) -> io::Result<u64> {
+    let mut packets = 0;
+    for set in ["denied", "denied_in", "spoofed"] {
+        dump(socket, set, |element| packets += counted(element, |_| Some(())).map_or(0, |((), count)| count.packets))?;
+    }
+    Ok(packets)
+}
+
 fn counted<K>(element: Attributes<'_>, key: impl Fn(&[u8]) -> Option<K>) -> Option<(K, Count)> {
     let key = key(element.nested(NFTA_SET_ELEM_KEY).get(NFTA_DATA_VALUE)?)?;
     // One statement stands in EXPR, several stand in a list.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use config::units::{Family, IfName, WanId};
-use ebpf::abi::{self, PortKey};
+use ebpf::abi::{self, PortKey, Verdict};
 use ebpf::{Attached, Log, Maps, Mode, Programs};
 use ipnet::IpNet;
 use mwan::state::{FastLimits, FastPath as Wanted, FlowClass, Home, PortMode, ZoneId};
@@ -163,6 +163,21 @@ impl Watcher {
             }
         })
         .await;
+    }
+
+    /// Packets it refused between zones and for their source.
+    pub async fn denials(&self) -> io::Result<u64> {
+        let pins = {
+            let seen = self.seen();
+            seen.pins.clone().filter(|_| seen.on)
+        };
+        let Some(pins) = pins else { return Ok(0) };
+        aside(move || {
+            let verdicts = Maps::open(&pins).and_then(|maps| maps.verdicts()).map_err(io::Error::other)?;
+            let refused = [Verdict::DeniedPair, Verdict::Spoofed];
+            Ok(refused.iter().filter_map(|verdict| verdicts.get(verdict)).map(|count| count.packets).sum())
+        })
+        .await
     }
 
     /// Everything it counted. Many calls to the kernel where there are many VLANs: off the event loop.

@@ -501,6 +501,7 @@ fn status(second: u64) -> Status {
             failing: None,
             pending: None,
             rollbacks: BTreeMap::new(),
+            rolled_back: None,
             waiting: Vec::new(),
             unlike_file: Some(
                 "/etc/quadway/site.toml has been edited since the last apply; the next start, or SIGHUP, takes it"
