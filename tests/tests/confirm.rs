@@ -1,4 +1,5 @@
-//! A change that cuts management and that nobody confirms: what was there before is there again, to the byte.
+//! A change that cuts management and that nobody confirms: what was there before is there again, to the byte. And
+//! changes that a guard measures.
 #![expect(clippy::unwrap_used, reason = "test code; clippy knows only the test functions")]
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use tests::demo::wait_until_good;
 use tests::lab::{Lab, Temporary};
 use tests::netns::run;
 use tests::root::Root;
+use tests::traffic::UdpFlow;
 use tests::watch::{status, wait};
 
 #[test]
@@ -94,6 +96,70 @@ fn what_nobody_confirms_is_taken_back_to_the_byte_also_by_a_daemon_that_died() {
     wait("management is back", || Ok(reaches_router(&lab))).unwrap();
     wait_until_good(&lab, Duration::from_mins(1)).unwrap();
     assert_same(&before, &listing(&lab), "rollback 1");
+}
+
+#[test]
+fn a_guard_keeps_what_does_no_harm_and_takes_back_what_denies_or_loses() {
+    let Some(lab) = Temporary::routed(SITE, 2, false).unwrap() else { return };
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+    let both = given(&lab, &["apply", "--guard", "--confirm", "1m", "-"], &lab.site().text, None);
+    assert_eq!(both.status.code(), Some(2), "{}", told(&both));
+    assert!(told(&both).contains("'--guard[=<TIME>]' cannot be used with '--confirm <TIME>'"), "{}", told(&both));
+
+    let changed = |change: fn(&mut toml_edit::DocumentMut)| {
+        let mut site: toml_edit::DocumentMut = lab.site().text.parse().unwrap();
+        change(&mut site);
+        site.to_string()
+    };
+    let no_harm = changed(|site| {
+        site["vlan"]["guests"]["input"] = toml_edit::value(toml_edit::Array::from_iter(["dhcp", "dns"]));
+    });
+    let closed = changed(|site| {
+        site["vlan"]["office"].as_table_like_mut().unwrap().remove("internet");
+    });
+    let lost = changed(|site| site["wan"]["wan2"]["gateway"] = toml_edit::value("100.64.2.77"));
+
+    let flow = UdpFlow::start(&lab.host(10), None, "198.51.100.1:7".parse().unwrap(), 100).unwrap();
+    let guarded = |text: &str, window: &str| {
+        let mut answer = given(&lab, &["apply", window, "-"], text, None);
+        // So soon after another config there is nothing to compare with.
+        let begun = Instant::now();
+        while told(&answer).contains("has not been measured for long enough") {
+            assert!(begun.elapsed() < Duration::from_mins(1), "{}", told(&answer));
+            thread::sleep(Duration::from_secs(1));
+            answer = given(&lab, &["apply", window, "-"], text, None);
+        }
+        answer
+    };
+    let kept = guarded(&no_harm, "--guard=12s");
+    assert!(kept.status.success(), "{}", told(&kept));
+    assert!(told(&kept).contains("kept: no line got worse"), "{}", told(&kept));
+    println!("{}", told(&kept));
+    assert_eq!(running(&lab), no_harm);
+
+    let table = [(&closed, "packets a second are denied"), (&lost, "wan2 IPv4 was up and is down")];
+    for (number, (text, why)) in (1..).zip(table) {
+        let before = listing(&lab);
+        let begun = Instant::now();
+        let refused = guarded(text, "--guard");
+        println!("{:?}: {}", begun.elapsed(), told(&refused));
+        assert_eq!(refused.status.code(), Some(5), "{}", told(&refused));
+        assert!(told(&refused).contains(why), "{}", told(&refused));
+        wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+        assert_same(&before, &listing(&lab), why);
+        assert_eq!(running(&lab), no_harm);
+        let applies = status(&lab).unwrap()["applies"].clone();
+        assert_eq!(applies["rollbacks"]["guard"], number);
+        assert!(applies["rolled_back"].as_str().unwrap().contains(why), "{applies}");
+        assert!(run(lab.routerctl().unwrap().arg("history")).unwrap().contains(why));
+        assert!(run(lab.routerctl().unwrap().arg("journal")).unwrap().contains(why));
+    }
+    flow.stop();
+}
+
+/// Both of what it wrote.
+fn told(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
 }
 
 /// Another address in the office, and no ssh to it.
