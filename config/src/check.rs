@@ -5,6 +5,7 @@
 mod api;
 mod asserts;
 mod matrix;
+mod outside;
 mod segments;
 mod wans;
 
@@ -43,6 +44,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let api = check.api(&mut vlans, &wans);
     let router = check.router();
     let fast_path = check.fast_path();
+    let syslog = check.syslog();
 
     // Built-in and in-place services are part of the model where something uses them.
     let mut named = services;
@@ -72,6 +74,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         policies,
         steering,
         asserts,
+        syslog,
     };
     (config, origins, check.problems)
 }

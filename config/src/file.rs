@@ -37,6 +37,7 @@ pub(crate) struct File {
     pub(crate) policies: Vec<Policy>,
     pub(crate) steers: Vec<Steer>,
     pub(crate) asserts: Vec<At<String>>,
+    pub(crate) syslog: Vec<Syslog>,
 }
 
 #[derive(Debug, Default)]
@@ -255,6 +256,29 @@ pub(crate) struct Steer {
     pub(crate) policy: Maybe<PolicyName>,
 }
 
+#[derive(Debug)]
+pub(crate) struct Syslog {
+    pub(crate) span: Span,
+    pub(crate) server: Maybe<String>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) events: Maybe<Vec<At<String>>>,
+    pub(crate) denied: Maybe<bool>,
+    pub(crate) queue: Maybe<Bytes>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Tls {
+    pub(crate) span: Span,
+    pub(crate) ca: Maybe<String>,
+    pub(crate) name: Maybe<String>,
+    pub(crate) certificate: Maybe<String>,
+    pub(crate) key: Maybe<String>,
+}
+
+/// `64KiB`, `16MiB`, `1GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) u64);
+
 /// `tcp/80`, `udp/5404-5412`, `ping`, `proto/50`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PortSpec(pub(crate) PortSet);
@@ -344,6 +368,7 @@ impl File {
             table.needed("that", "\"guests -> office deny\"", problems)
         });
         file.asserts = asserts.into_iter().flatten().collect();
+        file.syslog = entries(&mut top, "syslog", problems, syslog);
         top.finish(problems);
         file
     }
@@ -798,6 +823,46 @@ fn steer(table: &mut Table<'_>, problems: &mut Problems) -> Steer {
         services: table.one_or_many("services", problems),
         ports: table.one_or_many("ports", problems),
         policy: table.needed("policy", "\"balanced\"", problems),
+    }
+}
+
+fn syslog(table: &mut Table<'_>, problems: &mut Problems) -> Syslog {
+    Syslog {
+        span: table.span.clone(),
+        server: table.needed("server", "\"10.0.40.10:6514\"", problems),
+        tls: table.node("tls").and_then(|node| Some(tls(Table::of("`tls`", node, problems)?, problems))),
+        events: table.one_or_many("events", problems),
+        denied: table.value("denied", problems),
+        queue: table.value("queue", problems),
+    }
+}
+
+fn tls(mut table: Table<'_>, problems: &mut Problems) -> Tls {
+    let tls = Tls {
+        span: table.span.clone(),
+        ca: table.needed("ca", "\"/etc/quadway/collector-ca.pem\"", problems),
+        name: table.value("name", problems),
+        certificate: table.value("certificate", problems),
+        key: table.value("key", problems),
+    };
+    table.finish(problems);
+    tls
+}
+
+impl Read for Bytes {
+    fn read(node: &Node<'_>, problems: &mut Problems) -> Option<Self> {
+        text(node, "a size", problems, |text| {
+            let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let (number, unit) = text.split_at(split);
+            let unit = match unit.trim() {
+                "KiB" => Some(1 << 10),
+                "MiB" => Some(1 << 20),
+                "GiB" => Some(1_u64 << 30),
+                _ => None,
+            };
+            let bytes = number.parse::<u64>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+            bytes.map(Self).ok_or("write a number and its unit: \"64KiB\", \"16MiB\" or \"1GiB\"")
+        })
     }
 }
 

@@ -13,8 +13,8 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::units::{
-    BitRate, ClientName, EgressName, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName, Tier, VlanId,
-    VlanName, WanId, WanName, Weight,
+    BitRate, ClientName, EgressName, EventKind, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName,
+    Tier, VlanId, VlanName, WanId, WanName, Weight,
 };
 
 /// The whole site.
@@ -43,6 +43,9 @@ pub struct Config {
     /// First match wins; what no entry matches takes `router.default_policy`.
     pub steering: Vec<Steer>,
     pub asserts: Vec<Assert>,
+    /// Collectors that are told what changes.
+    #[serde(default)]
+    pub syslog: Vec<Syslog>,
 }
 
 impl Config {
@@ -551,6 +554,37 @@ pub enum PacketClaim {
     Tcp(u16),
     Udp(u16),
     Ping,
+}
+
+/// A collector that takes RFC 5424 over TCP, or over TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Syslog {
+    pub server: SocketAddr,
+    /// `None` sends in the clear.
+    pub tls: Option<Tls>,
+    pub events: BTreeSet<EventKind>,
+    /// Logged denials too.
+    pub denied: bool,
+    /// What waits for the collector takes at most this many bytes of the disk.
+    pub queue: u64,
+    pub line: Line,
+}
+
+/// Whom a TLS client trusts, and as whom it speaks. Files are read at each connection, so that they may be renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tls {
+    /// PEM; certificates of authorities.
+    pub ca: PathBuf,
+    /// What the server's certificate must be for; its address where there is no name.
+    pub name: Option<String>,
+    pub identity: Option<Identity>,
+}
+
+/// A client certificate and its key, both PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 /// Ports and protocols, normalised: ranges sorted, disjoint and not adjacent.

@@ -181,6 +181,7 @@ impl EventKind {
         Self::FastPath,
     ];
 
+    /// As it stands in `events`, and as the tag `event` of what is told.
     pub fn word(self) -> &'static str {
         match self {
             Self::Health => "health",

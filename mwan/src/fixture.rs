@@ -135,6 +135,7 @@ pub(crate) fn site() -> Config {
             line: Line(70),
         }],
         asserts: Vec::new(),
+        syslog: Vec::new(),
     }
 }
 

@@ -141,6 +141,7 @@ pub(crate) fn site(wans: u8) -> Config {
         policies: policies.into_iter().map(|policy| (policy.name.clone(), policy)).collect(),
         steering: Vec::new(),
         asserts: Vec::new(),
+        syslog: Vec::new(),
     }
 }
 

@@ -20,6 +20,7 @@ use mwan::state::{PortMode, ZoneId};
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, FastPort, Fed, LineCount, LinkCount};
 use crate::event_log::{self, Denied, Logged, packet};
+use crate::outside::OutletLine;
 
 pub(crate) fn config() -> Config {
     let vlans = [vlan("dev", 50, Internet::None, 10), vlan("compute", 60, Internet::Sets(BTreeSet::new()), 20)];
@@ -46,6 +47,7 @@ pub(crate) fn config() -> Config {
         policies: BTreeMap::from([("balanced".parse().unwrap(), policy())]),
         steering: Vec::new(),
         asserts: Vec::new(),
+        syslog: Vec::new(),
     }
 }
 
@@ -259,6 +261,19 @@ pub(crate) fn counters() -> Counters {
             fed: Fed::default(),
         },
     }
+}
+
+/// A collector that is away.
+pub(crate) fn outlets() -> Vec<OutletLine> {
+    vec![OutletLine {
+        kind: "syslog".to_owned(),
+        to: "10.0.40.10:6514".to_owned(),
+        told: 12,
+        failed: 2,
+        dropped: 1,
+        waiting: 3,
+        trouble: Some("cannot connect: Connection refused (os error 111)".to_owned()),
+    }]
 }
 
 fn wan_status(name: &str, id: u8, drained: bool, line: LineStatus) -> WanStatus {

@@ -11,6 +11,7 @@ use config::units::{EventKind, Family, PolicyName, WanName};
 use mwan::event::{Health, Notice};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use crate::ask::{Author, Refusal};
@@ -163,6 +164,23 @@ impl What {
             Self::Drift { .. } => EventKind::Drift,
             Self::FastPath { .. } => EventKind::FastPath,
         }
+    }
+
+    /// Everything but its kind, as names and values for forms that know only text. What is not there is left out.
+    pub fn fields(&self) -> Vec<(String, String)> {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let Value::Object(fields) = value else { return Vec::new() };
+        let text = |value: Value| match value {
+            Value::Null => None,
+            Value::String(text) => Some(text),
+            Value::Array(values) => {
+                let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                Some(values.iter().map(text).collect::<Vec<_>>().join(","))
+            }
+            value @ (Value::Bool(_) | Value::Number(_) | Value::Object(_)) => Some(value.to_string()),
+        };
+        let fields = fields.into_iter().filter(|(name, _)| name != "event");
+        fields.filter_map(|(name, value)| Some((name, text(value)?))).collect()
     }
 
     pub fn severity(&self) -> Severity {

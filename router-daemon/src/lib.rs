@@ -16,6 +16,7 @@ pub mod history;
 pub mod import;
 pub mod kernel;
 pub mod metrics;
+pub mod outside;
 pub mod passive;
 pub mod probe;
 pub mod reconcile;

@@ -71,6 +71,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
         matrix(&mut page, status);
         fast_path(&mut page, status);
     }
+    outlets(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
     text::encode(&mut openmetrics, &page.0)?;
@@ -202,6 +203,31 @@ fn lines(page: &mut Page, status: &Status) {
         "quadway_wan_upload_bytes_per_second",
         "What the site file says the line can carry away from the router",
         status.wans.iter().filter_map(|wan| Some((of(wan), wan.upload_bytes_per_second?))),
+    );
+}
+
+fn outlets(page: &mut Page, status: &Status) {
+    let each =
+        || status.outlets.iter().map(|outlet| (vec![("kind", outlet.kind.clone()), ("to", outlet.to.clone())], outlet));
+    page.counters(
+        "quadway_outlet_told",
+        "Messages about events that a collector or program took",
+        each().map(|(of, outlet)| (of, outlet.told)),
+    );
+    page.counters(
+        "quadway_outlet_failures",
+        "Attempts to tell of events that failed; what they were about waits, as far as there is room",
+        each().map(|(of, outlet)| (of, outlet.failed)),
+    );
+    page.counters(
+        "quadway_outlet_dropped",
+        "Messages about events that nobody will get, because a queue was full or a disk failed",
+        each().map(|(of, outlet)| (of, outlet.dropped)),
+    );
+    page.gauges(
+        "quadway_outlet_waiting",
+        "Messages about events that have not been taken yet",
+        each().map(|(of, outlet)| (of, number(outlet.waiting))),
     );
 }
 
@@ -741,7 +767,7 @@ mod tests {
     }
 
     fn fixture_status() -> Status {
-        status::of(&fixture::view(), &Ok(fixture::counters()))
+        Status { outlets: fixture::outlets(), ..status::of(&fixture::view(), &Ok(fixture::counters())) }
     }
 
     async fn free_address() -> SocketAddr {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::https::Listener;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
+use crate::outside::OutletLine;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
@@ -57,6 +58,9 @@ pub struct Status {
     /// What the matrix allows between VLANs, in the order of the site file.
     #[serde(default)]
     pub entries: Vec<EntryLine>,
+    /// Who is told what changes.
+    #[serde(default)]
+    pub outlets: Vec<OutletLine>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -221,6 +225,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         https: None,
         ports: Vec::new(),
         entries: Vec::new(),
+        outlets: Vec::new(),
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());
@@ -485,6 +490,12 @@ impl Status {
         }
         if let Some(unlike) = &self.applies.unlike_file {
             note(f, 2, unlike)?;
+        }
+        for outlet in &self.outlets {
+            if let Some(trouble) = &outlet.trouble {
+                let OutletLine { kind, to, waiting, dropped, .. } = outlet;
+                note(f, 2, &format!("{kind} {to}: {trouble} ({waiting} events wait, {dropped} dropped)"))?;
+            }
         }
         if self.applies.drift_repaired > 0 {
             writeln!(f, "  changed by somebody else and put right: {} times", self.applies.drift_repaired)?;

@@ -41,6 +41,7 @@ use crate::event_log::EventLog;
 use crate::history::{self, History};
 use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
+use crate::outside::Outlets;
 use crate::status::{self, Status};
 use crate::talkers::MOST_TOLD;
 
@@ -59,6 +60,7 @@ pub struct Core {
     pub foreign: Option<Foreign>,
     /// How the listener for HTTPS stands.
     pub https: watch::Receiver<Option<Listener>>,
+    pub outlets: Outlets,
 }
 
 impl Core {
@@ -73,6 +75,7 @@ impl Core {
             history,
             foreign: None,
             https: watch::channel(None).1,
+            outlets: Outlets::default(),
         }
     }
 }
@@ -222,6 +225,7 @@ impl Core {
         let counters = self.counted().await;
         let mut status = status::of(&self.view().await?, &counters);
         status.https.clone_from(&self.https.borrow());
+        status.outlets = self.outlets.lines();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
     }

@@ -22,6 +22,7 @@ use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
 use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, feeder};
+use router_daemon::outside::{self, Ending, Outlets, Surroundings};
 use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
 use router_daemon::shell::RouterdArguments as Arguments;
@@ -166,6 +167,11 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
     tasks.spawn(fast_path.clone().tell_logs());
     let happenings = Happenings::default();
+    let outlets = Outlets::default();
+    let (alive, last_words) = Ending::new();
+    let surroundings =
+        Surroundings { state: arguments.state.clone(), denied: denied.clone(), outlets: outlets.clone() };
+    tasks.spawn(outside::run(config_in_force.clone(), happenings.follow(), surroundings, alive));
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
     let (noticed_tx, noticed) = mpsc::channel(64);
@@ -194,6 +200,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         ledger,
         foreign: Some(foreign),
         https: listener,
+        outlets,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
     let access = Access::of_system();
@@ -216,7 +223,9 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         tasks,
     };
     // As a task: what wakes the future that is blocked on costs a system call each time.
-    tokio::spawn(event_loop::run(parts)).await??;
+    let ended = tokio::spawn(event_loop::run(parts)).await;
+    last_words.wait();
+    ended??;
     Ok(())
 }
 

@@ -517,6 +517,7 @@ fn status(second: u64) -> Status {
         },
         foreign_marks: Vec::new(),
         https: None,
+        outlets: Vec::new(),
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))
