@@ -108,8 +108,7 @@ pub enum What {
     /// The kernel has a site file. Where `confirm_seconds` is there, it waits for its confirmation.
     Applied {
         digest: String,
-        /// In the history.
-        number: Option<u64>,
+        history_number: Option<u64>,
         author: String,
         message: Option<String>,
         confirm_seconds: Option<u64>,
@@ -366,7 +365,7 @@ mod tests {
             What::Gateway { wan, family, mac: None },
             What::Applied {
                 digest: digest.clone(),
-                number: None,
+                history_number: None,
                 author: author.clone(),
                 message: None,
                 confirm_seconds: None,
@@ -380,7 +379,14 @@ mod tests {
         ];
         let kinds: Vec<_> = every.iter().map(What::kind).collect();
         assert_eq!(kinds, EventKind::ALL);
+        let happenings = Happenings::default();
+        let mut followed = happenings.follow();
         for what in every {
+            // No field of a kind hides one that all have.
+            happenings.tell(what.clone());
+            let told = followed.try_recv().unwrap();
+            let text = serde_json::to_string(&*told).unwrap();
+            assert_eq!(serde_json::from_str::<Happening>(&text).unwrap(), *told);
             assert_eq!(serde_json::to_value(&what).unwrap()["event"], what.kind().word());
         }
     }

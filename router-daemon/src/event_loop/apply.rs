@@ -416,7 +416,7 @@ impl Core {
             if word != Word::Back {
                 happenings.tell(What::Applied {
                     digest: digest.clone(),
-                    number: report.number,
+                    history_number: report.number,
                     author,
                     message,
                     confirm_seconds,
