@@ -182,6 +182,14 @@ pub struct Refusal {
     pub message: String,
 }
 
+/// Work that takes longer than a failover may wait for the one thread that everything else runs on: a text may be long.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let failed = |error| Refusal { code: "internal".to_owned(), message: format!("the work on it failed: {error}") };
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
 /// Why a change is taken back: nobody confirmed it, an operator wanted it back, the guard measured something worse,
 /// the kernel refused it, or it was decided when the daemon started.
 pub const ROLLBACKS: [&str; 5] = ["unconfirmed", "operator", "guard", "kernel", "restart"];

@@ -1,8 +1,8 @@
 //! The one loop. Facts come in (links, neighbours, probe replies, deadlines, asks, signals), each becomes an event
 //! for the router; what the router wants goes out to the reconciler on a `watch` channel, its probes to the prober.
 //!
-//! The loop owns the router and every task; nothing here waits for the kernel, a disk or a peer. Stopping leaves
-//! the kernel as it is.
+//! The loop owns the router and every task; nothing here waits for the kernel, a disk or a peer, and texts are
+//! parsed aside. Stopping leaves the kernel as it is.
 
 mod apply;
 mod confirm;
@@ -361,8 +361,8 @@ impl Core {
     fn ask(&mut self, ask: Ask) {
         match ask {
             Ask::View(reply) => self.tell_view(reply),
-            Ask::Plan { text, reply } => self.plan(&text, reply),
-            Ask::Apply { text, how, author, reply } => self.apply(&text, how, author, reply),
+            Ask::Plan { text, reply } => self.plan(text, reply),
+            Ask::Apply { text, how, author, reply } => self.apply(text, how, author, reply),
             Ask::Confirm { author, reply } => self.confirm(&author, reply),
             Ask::RollBack { author, reply } => self.take_back(&author, reply),
             Ask::Operator { request, reply } => {

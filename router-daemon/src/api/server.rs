@@ -34,7 +34,7 @@ use super::journal::Tail;
 use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::accept;
-use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View};
+use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside};
 use crate::counters::{CounterSource, Counters};
 use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::EventLog;
@@ -275,10 +275,13 @@ impl Core {
             Some(to) => (self.of_history(to).await?, to.to_string()),
             None => (self.view().await?.text.to_string(), "in force".to_owned()),
         };
-        Ok(TextDifference {
-            changes: difference::between(Some(&parsed(&old)?), &parsed(&new)?),
-            text: history::text_difference(&old, &new, (&from.to_string(), &name)),
+        aside(move || {
+            Ok(TextDifference {
+                changes: difference::between(Some(&parsed(&old)?), &parsed(&new)?),
+                text: history::text_difference(&old, &new, (&from.to_string(), &name)),
+            })
         })
+        .await
     }
 
     async fn view(&self) -> Result<View, Refusal> {
@@ -359,16 +362,19 @@ impl Core {
 
     async fn plan(&self, text: String) -> Result<Difference, Refusal> {
         let old = self.view().await?.config;
-        let new = parsed(&text)?;
+        let (text, new) = aside(move || parsed(&text).map(|config| (text, config))).await?;
         let PlanReport { steps, flows_that_die, warnings } =
             self.ask(PLAN_TIMEOUT, |reply| Ask::Plan { text, reply }).await??;
-        Ok(Difference {
-            changes: difference::between(old.as_deref(), &new),
-            kernel: difference::kernel(&steps),
-            steps: steps.iter().map(ToString::to_string).collect(),
-            flows_that_die,
-            warnings,
+        aside(move || {
+            Ok(Difference {
+                changes: difference::between(old.as_deref(), &new),
+                kernel: difference::kernel(&steps),
+                steps: steps.iter().map(ToString::to_string).collect(),
+                flows_that_die,
+                warnings,
+            })
         })
+        .await
     }
 
     async fn flows(&self, most: usize) -> Result<Answer, Refusal> {

@@ -2,7 +2,7 @@
 //! the config, or when the kernel has the previous one again.
 //!
 //! ```text
-//!   text ──parse, asserts──▶ Trying ──kernel has it──▶ kept, doomed flows ended, answered
+//!   text ──Preparing: parse, asserts──▶ Trying ──kernel has it──▶ kept, doomed flows ended, answered
 //!                              │ a step keeps failing that did not fail before, or it takes too long
 //!                              ▼
 //!                           Returning ──kernel has the previous one──▶ refused
@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use super::confirm::{Told, Waiting};
 use super::site::{From, Loaded};
 use super::{Accepted, Core, Look, Progress, answer, refusal};
-use crate::ask::{ApplyReport, Author, How, PlanReport, Refusal};
+use crate::ask::{ApplyReport, Author, How, PlanReport, Refusal, aside};
 use crate::happening::What;
 use crate::history::Outcome;
 
@@ -44,7 +44,7 @@ pub(super) type Reply = Option<oneshot::Sender<Result<ApplyReport, Refusal>>>;
 
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Its file is on the way to the disk.
+    /// Its text is parsed, or its file is on the way to the disk.
     Preparing,
     Trying {
         order: Origin,
@@ -129,23 +129,42 @@ impl Core {
     }
 
     pub(super) fn reload(&mut self) {
-        match self.site.operators() {
-            Ok(_) if self.applying.is_some() => warn!("an apply is under way: SIGHUP ignored"),
-            Ok(_) if let Some(waiting) = &self.waiting => warn!("SIGHUP ignored: {}", waiting.in_the_way()),
+        if self.applying.is_some() {
+            return warn!("an apply is under way: SIGHUP ignored");
+        }
+        if let Some(waiting) = &self.waiting {
+            return warn!("SIGHUP ignored: {}", waiting.in_the_way());
+        }
+        let site = self.site.clone();
+        let read = aside(move || site.operators().map_err(|trouble| refusal("config", trouble)));
+        self.alone(read, |core, read| match read {
             Ok(accepted) => {
                 let order = Order { accepted, author: Author::hang_up(), message: None };
-                self.begin(order, Word::Last, None);
+                core.begin(order, Word::Last, None);
             }
-            Err(trouble) => {
-                error!("not reloaded: {trouble}");
-                self.happenings.tell(What::refused(&Author::hang_up(), &refusal("config", trouble)));
+            Err(refusal) => {
+                error!("not reloaded: {refusal}");
+                core.happenings.tell(What::refused(&Author::hang_up(), &refusal));
             }
-        }
+        });
+    }
+
+    /// Goes on with `then` once `work` is done; nobody else may begin anything meanwhile.
+    pub(super) fn alone<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = T> + Send + 'static,
+        then: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        self.applying = Some(Applying::preparing());
+        self.then(work, move |core, done| {
+            core.applying = None;
+            then(core, done);
+        });
     }
 
     pub(super) fn apply(
         &mut self,
-        text: &str,
+        text: String,
         how: How,
         author: Author,
         reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
@@ -159,13 +178,22 @@ impl Core {
         if let Some(waiting) = &self.waiting {
             return answer(reply, Err(waiting.in_the_way()));
         }
-        let accepted = match Accepted::new("site.toml", text) {
-            Ok(accepted) => accepted,
+        self.alone(aside(move || Accepted::new("site.toml", &text)), move |core, accepted| match accepted {
+            Ok(accepted) => core.apply_accepted(accepted, how, author, reply),
             Err(refusal) => {
-                self.happenings.tell(What::refused(&author, &refusal));
-                return answer(reply, Err(refusal));
+                core.happenings.tell(What::refused(&author, &refusal));
+                answer(reply, Err(refusal));
             }
-        };
+        });
+    }
+
+    fn apply_accepted(
+        &mut self,
+        accepted: Accepted,
+        how: How,
+        author: Author,
+        reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
+    ) {
         let How { message, confirm_milliseconds, guard_milliseconds, force, session } = how;
         let cut = session.and_then(|session| {
             let old = self.accepted.as_ref().map(|accepted| &*accepted.config);
@@ -204,31 +232,31 @@ impl Core {
     }
 
     /// What would happen, without anything happening.
-    pub(super) fn plan(&mut self, text: &str, reply: oneshot::Sender<Result<PlanReport, Refusal>>) {
-        let accepted = match Accepted::new("site.toml", text) {
-            Ok(accepted) => accepted,
-            Err(refusal) => return answer(reply, Err(refusal)),
-        };
+    pub(super) fn plan(&mut self, text: String, reply: oneshot::Sender<Result<PlanReport, Refusal>>) {
         let now = self.now();
         let mut other: Router = self.recorder.router().clone();
-        drop(other.handle(&Event::Config(Arc::clone(&accepted.config)), now));
-        let Some(want) = other.wanted() else {
-            return answer(reply, Err(refusal("busy", "the links are not known yet")));
-        };
+        let compiled = aside(move || {
+            let accepted = Accepted::new("site.toml", &text)?;
+            drop(other.handle(&Event::Config(Arc::clone(&accepted.config)), now));
+            let want = other.wanted().ok_or_else(|| refusal("busy", "the links are not known yet"))?;
+            Ok((accepted, want))
+        });
         let looks = self.reconciler.looks.clone();
         let flows = self.flows.clone();
         self.tasks.spawn(async move {
             let (seen_tx, seen) = oneshot::channel();
-            let look = Look { want: Arc::clone(&want), reply: seen_tx };
             let gone = || refusal("kernel", "the reconciler ended");
             let report = async {
+                let (accepted, want) = compiled.await?;
+                let look = Look { want: Arc::clone(&want), reply: seen_tx };
                 looks.send(look).await.map_err(|_gone| gone())?;
                 let found = seen.await.map_err(|_gone| gone())?;
                 let found = found.map_err(|error| refusal("kernel", error.to_string()))?;
                 let doomed = flows.count_doomed(accepted.config).await;
                 let flows_that_die =
                     doomed.map_err(|error| refusal("kernel", format!("cannot read flows: {error}")))?;
-                Ok(PlanReport { steps: found.plan_to(&want), flows_that_die, warnings: accepted.warnings })
+                let steps = aside(move || Ok(found.plan_to(&want))).await?;
+                Ok(PlanReport { steps, flows_that_die, warnings: accepted.warnings })
             };
             answer(reply, report.await);
         });

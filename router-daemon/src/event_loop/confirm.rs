@@ -99,21 +99,16 @@ impl Core {
             window,
             ended: None,
         };
-        // Nobody else may begin anything meanwhile.
-        self.applying = Some(Applying::preparing());
         let (site, kept) = (self.site.clone(), pending.clone());
         let written = self.disk.run(move || site.begin(&kept));
-        self.then(written, move |core, written| {
-            core.applying = None;
-            match written {
-                Ok(()) => {
-                    core.waiting = Some(Waiting::new(pending, core.accepted.clone(), guard));
-                    core.begin(order, Word::Trial, reply);
-                }
-                Err(error) => {
-                    let text = format!("it could not be kept that it waits, so it was not begun: {error}");
-                    core.refused(&order.author, &refusal("internal", text), reply);
-                }
+        self.alone(written, move |core, written| match written {
+            Ok(()) => {
+                core.waiting = Some(Waiting::new(pending, core.accepted.clone(), guard));
+                core.begin(order, Word::Trial, reply);
+            }
+            Err(error) => {
+                let text = format!("it could not be kept that it waits, so it was not begun: {error}");
+                core.refused(&order.author, &refusal("internal", text), reply);
             }
         });
     }
@@ -273,7 +268,7 @@ impl Core {
 
 impl Applying {
     /// Nothing has been done to the kernel yet.
-    fn preparing() -> Self {
+    pub(super) fn preparing() -> Self {
         Self { stage: Stage::Preparing, serial: u64::MAX, until: Instant::now() + PATIENCE, reply: None }
     }
 }

@@ -96,6 +96,36 @@ async fn one_apply_at_a_time() {
 }
 
 #[tokio::test]
+async fn the_loop_goes_on_while_a_text_is_parsed() {
+    let mut bench = Bench::start(None);
+    bench.apply(MINIMAL).await.unwrap();
+    // A long text, refused for its last words.
+    let long = format!("{MINIMAL}{}[wan", "[[assert]]\nthat = \"guests -> office deny\"\n".repeat(20_000));
+    let (reply, mut refused) = oneshot::channel();
+    let apply = Ask::Apply { text: long.clone(), how: How::default(), author: alice(), reply };
+    bench.asks.send(apply).await.unwrap();
+    let (reply, mut planned) = oneshot::channel();
+    bench.asks.send(Ask::Plan { text: long, reply }).await.unwrap();
+
+    assert_eq!(bench.view().await.applies.waiting, Vec::<String>::new());
+    let mut links = links();
+    links.0.retain(|name, _| name.as_str() != "eth3");
+    bench.changes.send(Change::Links(links)).await.unwrap();
+    let begun = Instant::now();
+    while bench.view().await.applies.waiting.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    assert_eq!(bench.apply(MINIMAL).await.unwrap_err().code, "busy", "one apply at a time");
+    assert!(refused.try_recv().is_err() && planned.try_recv().is_err(), "it answered and stepped meanwhile");
+
+    assert_eq!(refused.await.unwrap().unwrap_err().code, "config");
+    assert_eq!(planned.await.unwrap().unwrap_err().code, "config");
+    bench.apply(&narrowed()).await.unwrap();
+    assert_eq!(bench.running(), Some(narrowed()));
+    assert_eq!(bench.told().await.unwrap(), "refused: config by start");
+}
+
+#[tokio::test]
 async fn a_port_that_is_not_there_is_waited_for_once_and_in_words() {
     let bench = Bench::start(None);
     bench.apply(MINIMAL).await.unwrap();
