@@ -279,6 +279,11 @@ impl Happenings {
         drop(self.0.followers.send(Arc::new(happening)));
     }
 
+    #[cfg(test)]
+    pub(crate) fn followers(&self) -> usize {
+        self.0.followers.receiver_count()
+    }
+
     /// Each from here on. A follower that falls too far behind misses some and learns how many.
     pub fn follow(&self) -> broadcast::Receiver<Arc<Happening>> {
         self.0.followers.subscribe()

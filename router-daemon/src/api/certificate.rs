@@ -17,12 +17,22 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+/// What the files hold.
+#[derive(Debug, Clone)]
+pub(super) struct Loaded {
+    pub(super) tls: Arc<ServerConfig>,
+    /// Tells these files from others. Of the secret key it knows what the certificate says.
+    pub(super) digest: String,
+}
+
 /// What a connection is made with. Reads files: not for the daemon's own thread.
-pub(super) fn load(api: &Api) -> Result<Arc<ServerConfig>, String> {
+pub(super) fn load(api: &Api) -> Result<Loaded, String> {
     let chain = certificates(&api.certificate)?;
     let key = key(&api.key)?;
+    let mut digest: Vec<u8> = chain.iter().flat_map(|one| one.to_vec()).collect();
     let mut roots = RootCertStore::empty();
     for root in certificates(&api.client_ca)? {
+        digest.extend_from_slice(&root);
         roots.add(root).map_err(|error| format!("{} holds no authority: {error}", api.client_ca.display()))?;
     }
     let provider = Arc::new(ring::default_provider());
@@ -42,7 +52,7 @@ pub(super) fn load(api: &Api) -> Result<Arc<ServerConfig>, String> {
     // Each connection shows its certificate; nothing is kept of the last one.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok(Loaded { tls: Arc::new(config), digest: ebpf::digest(&digest) })
 }
 
 /// What a certificate says of its owner.

@@ -78,6 +78,8 @@ pub enum Call {
         #[serde(default)]
         all: bool,
     },
+    /// What happens from here on, without end.
+    Events,
     Drain {
         wan: String,
     },
@@ -134,7 +136,8 @@ impl Call {
             | Self::ExplainWan { .. }
             | Self::Denied { .. }
             | Self::Flows { .. }
-            | Self::Journal { .. } => Role::Reader,
+            | Self::Journal { .. }
+            | Self::Events => Role::Reader,
             Self::Apply { .. }
             | Self::Confirm
             | Self::Rollback { .. }
@@ -146,12 +149,12 @@ impl Call {
 
     /// Whether the answer may have several lines.
     pub(super) fn streams(&self) -> bool {
-        matches!(self, Self::Denied { follow: true } | Self::Journal { .. })
+        matches!(self, Self::Denied { follow: true } | Self::Journal { .. } | Self::Events)
     }
 
     /// Whether it has no end.
     pub(super) fn follows(&self) -> bool {
-        matches!(self, Self::Denied { follow: true } | Self::Journal { follow: true, .. })
+        matches!(self, Self::Denied { follow: true } | Self::Journal { follow: true, .. } | Self::Events)
     }
 
     /// The word in the `call` field.
@@ -170,6 +173,7 @@ impl Call {
             Self::Denied { .. } => "denied",
             Self::Flows { .. } => "flows",
             Self::Journal { .. } => "journal",
+            Self::Events => "events",
             Self::Drain { .. } => "drain",
             Self::Undrain { .. } => "undrain",
             Self::FailTest { .. } => "fail-test",
@@ -332,6 +336,7 @@ pub(super) mod tests {
             (Call::Denied { follow: true }, r#"{"v":1,"call":"denied","follow":true}"#),
             (Call::Flows { most: 20 }, r#"{"v":1,"call":"flows","most":20}"#),
             (Call::Journal { follow: false, all: true }, r#"{"v":1,"call":"journal","follow":false,"all":true}"#),
+            (Call::Events, r#"{"v":1,"call":"events"}"#),
             (Call::Drain { wan: "wan1".into() }, r#"{"v":1,"call":"drain","wan":"wan1"}"#),
             (Call::Undrain { wan: "wan1".into() }, r#"{"v":1,"call":"undrain","wan":"wan1"}"#),
             (
@@ -352,9 +357,20 @@ pub(super) mod tests {
 
     #[test]
     fn a_reader_may_ask_exactly_what_changes_nothing() {
-        let readable: BTreeSet<_> =
-            ["status", "version", "plan", "history", "diff", "explain", "explain-wan", "denied", "flows", "journal"]
-                .into();
+        let readable: BTreeSet<_> = [
+            "status",
+            "version",
+            "plan",
+            "history",
+            "diff",
+            "explain",
+            "explain-wan",
+            "denied",
+            "flows",
+            "journal",
+            "events",
+        ]
+        .into();
         let calls: BTreeSet<_> = pinned().iter().map(|(call, _)| call.word()).collect();
         let schema = serde_json::to_value(schemars::schema_for!(Call)).unwrap();
         let known = schema["oneOf"].as_array().unwrap().iter().map(|one| one["properties"]["call"]["const"].as_str());

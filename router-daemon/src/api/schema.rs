@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 use super::protocol::{Call, VERSION};
 use crate::ask::{ApplyReport, Refusal};
 use crate::difference::{Difference, TextDifference};
+use crate::happening::Happening;
 use crate::history::Entry;
 use crate::status::Status;
 use crate::talkers::Talkers;
 
-/// Requests, errors, and the answers that are more than a text or a line of a stream.
+/// Requests, errors, and the answers that are more than a text or a line of a stream; of `events` a line.
 pub fn schema() -> Value {
     let mut types = SchemaSettings::draft2020_12().into_generator();
     let types = &mut types;
@@ -28,6 +29,7 @@ pub fn schema() -> Value {
         ),
         ("diff", reference::<TextDifference>(types)),
         ("flows", reference::<Talkers>(types)),
+        ("events", reference::<Happening>(types)),
     ]
     .into_iter()
     .map(|(call, answer)| (call.to_owned(), answer))

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mwan::event::Request;
 use mwan::explain::{Question, explain};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use serde::Serialize;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixListener;
@@ -38,6 +39,7 @@ use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside
 use crate::counters::{CounterSource, Counters};
 use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::EventLog;
+use crate::happening::Happenings;
 use crate::history::{self, History};
 use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
@@ -51,6 +53,7 @@ pub struct Core {
     pub asks: mpsc::Sender<Ask>,
     pub counters: CounterSource,
     pub denied: EventLog,
+    pub happenings: Happenings,
     /// The journal's file, if one is kept.
     pub journal: Option<PathBuf>,
     /// What became of the flows of lines that were lost.
@@ -70,6 +73,7 @@ impl Core {
             asks,
             counters,
             denied: EventLog::default(),
+            happenings: Happenings::default(),
             journal: None,
             ledger: Ledger::default(),
             history,
@@ -209,7 +213,7 @@ async fn converse(
             peer.send(&Answer::Error(refusal)).await?;
             continue;
         }
-        let last = matches!(call, Call::Denied { follow: true });
+        let last = matches!(call, Call::Denied { follow: true } | Call::Events);
         let place = Some(place).filter(|_| !call.follows());
         core.carry_out(peer, call, author, place).await?;
         if last {
@@ -298,7 +302,8 @@ impl Core {
         place: Option<P>,
     ) -> io::Result<()> {
         let done = match call {
-            Call::Denied { follow: true } => follow_denied(peer, self.denied.follow()).await,
+            Call::Denied { follow: true } => follow(peer, self.denied.follow()).await,
+            Call::Events => follow(peer, self.happenings.follow()).await,
             Call::Journal { follow, all } => journal(peer, self.journal.as_deref(), follow, all).await,
             call @ (Call::Status
             | Call::Version
@@ -356,7 +361,7 @@ impl Core {
                 let span = Duration::from_millis(milliseconds);
                 self.operate(Request::FailTest { wan: wan_name(&wan)?, span }).await?
             }
-            Call::Journal { .. } => Answer::End,
+            Call::Journal { .. } | Call::Events => Answer::End,
         })
     }
 
@@ -442,14 +447,15 @@ fn wan_name(text: &str) -> Result<config::units::WanName, Refusal> {
     text.parse().map_err(|error| refusal("unknown-wan", format!("{text:?} is no name of a WAN: {error}")))
 }
 
-async fn follow_denied(
+/// Each thing as it is told, and how many were missed where there were too many.
+async fn follow<T: Serialize + Send + Sync>(
     peer: &mut impl Lines,
-    mut denials: broadcast::Receiver<Arc<crate::event_log::Denied>>,
+    mut told: broadcast::Receiver<Arc<T>>,
 ) -> io::Result<()> {
     loop {
         let answer = tokio::select! {
-            denied = denials.recv() => match denied {
-                Ok(denied) => ok(&*denied),
+            one = told.recv() => match one {
+                Ok(one) => ok(&*one),
                 Err(broadcast::error::RecvError::Lagged(missed)) => ok(&json!({"missed": missed})),
                 Err(broadcast::error::RecvError::Closed) => return Ok(()),
             },
@@ -561,6 +567,7 @@ mod tests {
     use super::*;
     use crate::ask::ApplyReport;
     use crate::fixture;
+    use crate::happening::What;
     use crate::talkers::Tally;
 
     #[test]
@@ -724,6 +731,25 @@ mod tests {
         assert_eq!(client.hear().await["ok"]["service"], "tcp/22");
         drop(client);
         while core.denied.followers() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_told_as_they_happen() {
+        let core = core();
+        let mut client = Peer::of(Role::Reader, core.clone());
+        client.say(r#"{"v":1,"call":"events"}"#).await;
+        while core.happenings.followers() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for repair in ["one", "two"] {
+            core.happenings.tell(What::Drift { repairs: vec![repair.to_owned()] });
+            let told = client.hear().await["ok"].clone();
+            assert_eq!((&told["event"], &told["repairs"]), (&json!("drift"), &json!([repair])));
+        }
+        drop(client);
+        while core.happenings.followers() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

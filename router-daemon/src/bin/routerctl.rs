@@ -20,6 +20,7 @@ use router_daemon::api::schema;
 use router_daemon::ask::{ApplyReport, How};
 use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
+use router_daemon::happening::Happening;
 use router_daemon::history::Entry;
 use router_daemon::session::Session;
 use router_daemon::simulate::told;
@@ -118,6 +119,8 @@ enum Command {
         #[arg(short, long)]
         all: bool,
     },
+    /// What happens to the router, as it happens: health, policies, configs, drift. Until it is interrupted.
+    Events,
     /// Run a journal again: as it was, or under another site file.
     Replay {
         file: PathBuf,
@@ -379,6 +382,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             let call = Call::Journal { follow: *follow, all: *all };
             stream(arguments, &call, |value| read::<JournalLine>(value).map(|line| Some(line.to_string())))
         }
+        Command::Events => stream(arguments, &Call::Events, |value| match value.get("missed") {
+            Some(missed) => Ok(Some(format!("({missed} more were missed)"))),
+            None => read::<Happening>(value).map(|told| Some(format!("{} {}", told.time, told.text))),
+        }),
         Command::Replay { file, config } => replay(file, config.as_deref(), json),
         Command::Import { from: ImportFrom::Mwan3(files) } => {
             let imported = files.run().map_err(Failure::Refused)?;

@@ -199,6 +199,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         ledger,
         foreign: Some(foreign),
+        happenings: happenings.clone(),
         https: listener,
         outlets,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
