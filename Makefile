@@ -14,7 +14,7 @@ help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path'
-	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files and of hostile packets'
+	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets and requests'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
@@ -62,13 +62,15 @@ bench: root bpf
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
 CORPUS := tests/fuzz/corpus/site_file
-fuzz: packages
+fuzz: packages bpf
 	@command -v cargo-fuzz >/dev/null || { echo 'installing cargo-fuzz'; cargo install --locked cargo-fuzz; }
 	mkdir -p $(CORPUS)
 	cp config/examples/*.toml config/tests/bad/*.toml $(CORPUS)
 	cd tests/fuzz && cargo fuzz run --sanitizer none site_file -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=60000 -timeout=20 -rss_limit_mb=4096
 	cd tests/fuzz && cargo fuzz run --sanitizer none packet -- -max_total_time=$(FUZZ_SECONDS) -max_len=300
+	cd tests/fuzz && cargo fuzz run --sanitizer none api_request -- \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -dict=requests.dict
 
 # What Debian lacks is installed, and said.
 packages:
