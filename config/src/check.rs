@@ -45,6 +45,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let router = check.router();
     let fast_path = check.fast_path();
     let syslog = check.syslog();
+    let webhooks = check.webhooks();
 
     // Built-in and in-place services are part of the model where something uses them.
     let mut named = services;
@@ -75,6 +76,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         steering,
         asserts,
         syslog,
+        webhooks,
     };
     (config, origins, check.problems)
 }

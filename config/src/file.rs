@@ -38,6 +38,7 @@ pub(crate) struct File {
     pub(crate) steers: Vec<Steer>,
     pub(crate) asserts: Vec<At<String>>,
     pub(crate) syslog: Vec<Syslog>,
+    pub(crate) webhooks: Vec<Webhook>,
 }
 
 #[derive(Debug, Default)]
@@ -275,6 +276,17 @@ pub(crate) struct Tls {
     pub(crate) key: Maybe<String>,
 }
 
+#[derive(Debug)]
+pub(crate) struct Webhook {
+    pub(crate) span: Span,
+    pub(crate) url: Maybe<String>,
+    pub(crate) header: Maybe<String>,
+    pub(crate) secret: Maybe<String>,
+    pub(crate) ca: Maybe<String>,
+    pub(crate) events: Maybe<Vec<At<String>>>,
+    pub(crate) timeout: Maybe<Duration>,
+}
+
 /// `64KiB`, `16MiB`, `1GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);
@@ -369,6 +381,7 @@ impl File {
         });
         file.asserts = asserts.into_iter().flatten().collect();
         file.syslog = entries(&mut top, "syslog", problems, syslog);
+        file.webhooks = entries(&mut top, "webhook", problems, webhook);
         top.finish(problems);
         file
     }
@@ -847,6 +860,18 @@ fn tls(mut table: Table<'_>, problems: &mut Problems) -> Tls {
     };
     table.finish(problems);
     tls
+}
+
+fn webhook(table: &mut Table<'_>, problems: &mut Problems) -> Webhook {
+    Webhook {
+        span: table.span.clone(),
+        url: table.needed("url", "\"https://hooks.example.org/quadway\"", problems),
+        header: table.value("header", problems),
+        secret: table.value("secret", problems),
+        ca: table.value("ca", problems),
+        events: table.one_or_many("events", problems),
+        timeout: table.value("timeout", problems),
+    }
 }
 
 impl Read for Bytes {

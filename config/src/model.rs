@@ -46,6 +46,8 @@ pub struct Config {
     /// Collectors that are told what changes.
     #[serde(default)]
     pub syslog: Vec<Syslog>,
+    #[serde(default)]
+    pub webhooks: Vec<Webhook>,
 }
 
 impl Config {
@@ -578,6 +580,36 @@ pub struct Tls {
     /// What the server's certificate must be for; its address where there is no name.
     pub name: Option<String>,
     pub identity: Option<Identity>,
+}
+
+/// A URL that is told what changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Webhook {
+    pub url: Url,
+    pub secret: Option<Secret>,
+    /// PEM; `None` trusts the public authorities.
+    pub ca: Option<PathBuf>,
+    pub events: BTreeSet<EventKind>,
+    /// For one attempt.
+    pub timeout: Duration,
+    pub line: Line,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Url {
+    pub tls: bool,
+    /// A name or an address; of IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+    /// With the query.
+    pub path: String,
+}
+
+/// A header whose value is in a file, and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    pub header: String,
+    pub file: PathBuf,
 }
 
 /// A client certificate and its key, both PEM.

@@ -136,6 +136,7 @@ pub(crate) fn site() -> Config {
         }],
         asserts: Vec::new(),
         syslog: Vec::new(),
+        webhooks: Vec::new(),
     }
 }
 

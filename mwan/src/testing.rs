@@ -142,6 +142,7 @@ pub(crate) fn site(wans: u8) -> Config {
         steering: Vec::new(),
         asserts: Vec::new(),
         syslog: Vec::new(),
+        webhooks: Vec::new(),
     }
 }
 

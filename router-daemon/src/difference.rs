@@ -153,6 +153,7 @@ fn things(config: &Config) -> BTreeMap<Key, Value> {
         add("steering", steer.name.clone(), &value);
     }
     config.asserts.iter().for_each(|assert| add("assert", assert.text.clone(), assert));
+    config.webhooks.iter().for_each(|webhook| add("webhook", webhook.url.host.clone(), webhook));
     config.syslog.iter().for_each(|syslog| add("syslog", syslog.server.to_string(), syslog));
     things
 }

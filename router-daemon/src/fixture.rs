@@ -48,6 +48,7 @@ pub(crate) fn config() -> Config {
         steering: Vec::new(),
         asserts: Vec::new(),
         syslog: Vec::new(),
+        webhooks: Vec::new(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What changes, told outside the box: collectors of the site file, each an *outlet* with a thread of its own.
+//! What changes, told outside the box: collectors and webhooks of the site file, each an *outlet* with a thread of its own.
 //!
 //! ```text
 //!   loop ──tell──▶ broadcast ──▶ run() ──try_send──▶ outlet's inbox ──▶ its thread: disk, network
@@ -12,6 +12,7 @@ mod queue;
 mod rfc5424;
 mod syslog;
 mod tls;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,7 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use config::Config;
-use config::model::Syslog;
+use config::model::{Syslog, Webhook};
 use config::units::{EventKind, Line};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ pub struct Outlets(Arc<Mutex<BTreeMap<Name, Arc<Tally>>>>);
 /// One of them, for status and metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutletLine {
-    /// `syslog`.
+    /// `syslog`, `webhook`.
     pub kind: String,
     /// Whom it tells.
     pub to: String,
@@ -124,6 +125,7 @@ impl Tally {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Wanted {
     Syslog(Syslog),
+    Webhook(Webhook),
 }
 
 impl Wanted {
@@ -133,14 +135,31 @@ impl Wanted {
             let syslog = Syslog { line: Line::BUILT_IN, ..syslog.clone() };
             (("syslog", syslog.server.to_string()), Self::Syslog(syslog))
         });
-        syslog.collect()
+        let mut all: BTreeMap<_, _> = syslog.collect();
+        for webhook in &config.webhooks {
+            let wanted = Self::Webhook(Webhook { line: Line::BUILT_IN, ..webhook.clone() });
+            all.insert(unlike(&all, "webhook", &webhook.url.host), wanted);
+        }
+        all
     }
 
     fn wants(&self, kind: EventKind) -> bool {
         match self {
             Self::Syslog(syslog) => syslog.events.contains(&kind),
+            Self::Webhook(webhook) => webhook.events.contains(&kind),
         }
     }
+}
+
+/// A name that none of these has: two may go to one host.
+fn unlike(all: &BTreeMap<Name, Wanted>, kind: &'static str, to: &str) -> Name {
+    let mut name = (kind, to.to_owned());
+    let mut nth = 1;
+    while all.contains_key(&name) {
+        nth += 1;
+        name = (kind, format!("{to} #{nth}"));
+    }
+    name
 }
 
 /// What outlets are made with.
@@ -257,6 +276,7 @@ impl Running {
         // From here on, not from when the thread gets to it.
         let denied = match &wanted {
             Wanted::Syslog(syslog) => syslog.denied.then(|| denied.follow()),
+            Wanted::Webhook(_) => None,
         };
         let thread = thread::Builder::new().name(name.0.to_owned()).spawn(move || {
             if before.is_some_and(|before| before.join().is_err()) {
@@ -271,6 +291,10 @@ impl Running {
                     let folder = state.join("syslog").join(to.replace(['[', ']'], "").replace(['/', '%'], "_"));
                     let duty = syslog::Duty { syslog, folder, tally: counts, patience: syslog::Patience::default() };
                     runtime.block_on(duty.run(told, denied));
+                }
+                Wanted::Webhook(webhook) => {
+                    let patience = webhook::Patience::default();
+                    runtime.block_on(webhook::Duty { webhook, to, tally: counts, patience }.run(told));
                 }
             }
             drop(alive);

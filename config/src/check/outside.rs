@@ -1,8 +1,9 @@
-//! Where changes of state are told: collectors.
+//! Where changes of state are told: collectors, webhooks.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Check, Seen, Set};
 use crate::file::Tls;
@@ -56,6 +57,94 @@ impl Check<'_> {
             out.push(model::Syslog { server, tls, events, denied, queue, line: self.line(&syslog.span) });
         }
         out
+    }
+
+    pub(super) fn webhooks(&mut self) -> Vec<model::Webhook> {
+        let file = self.file;
+        let mut out = Vec::new();
+        for webhook in &file.webhooks {
+            let events = self.events(webhook.events.as_ref());
+            let timeout = self.timeout(webhook.timeout.as_ref(), DEFAULT_WEBHOOK_TIMEOUT);
+            let ca = webhook.ca.as_ref().map(|at| self.path(at));
+            let secret = match (&webhook.secret, &webhook.header) {
+                (Some(at), header) => Some((|| {
+                    let file = self.path(at)?;
+                    let header = match header {
+                        None => "Authorization".to_owned(),
+                        Some(at) => self.header(at)?,
+                    };
+                    Some(model::Secret { header, file })
+                })()),
+                (None, Some(at)) => {
+                    self.push(
+                        Problem::error("`header` says where a secret goes, and there is none")
+                            .at(&at.span, "there is no `secret` beside it")
+                            .help("write, for example, `secret = \"/etc/quadway/webhook.secret\"`"),
+                    );
+                    Some(None)
+                }
+                (None, None) => None,
+            };
+            let Some(at) = &webhook.url else { continue };
+            let url = match url(&at.value) {
+                Ok(url) => url,
+                Err(why) => {
+                    // What follows the host may be a secret.
+                    self.push(
+                        Problem::error("this is no URL that can be told anything")
+                            .at(&at.span, why)
+                            .help("write it like \"https://hooks.example.org/quadway\""),
+                    );
+                    continue;
+                }
+            };
+            if let Some(secret) = &webhook.secret
+                && !url.tls
+                && !is_here(&url.host)
+            {
+                self.push(
+                    Problem::error("a secret would leave in the clear")
+                        .at(&at.span, "this is not https")
+                        .at(&secret.span, "the secret"),
+                );
+            }
+            let (Some(events), Some(timeout)) = (events, timeout) else { continue };
+            if secret == Some(None) || ca == Some(None) {
+                continue;
+            }
+            out.push(model::Webhook {
+                url,
+                secret: secret.flatten(),
+                ca: ca.flatten(),
+                events,
+                timeout,
+                line: self.line(&webhook.span),
+            });
+        }
+        out
+    }
+
+    /// For one attempt to tell somebody.
+    pub(super) fn timeout(&mut self, written: Option<&At<Duration>>, default: Duration) -> Option<Duration> {
+        let Some(at) = written else { return Some(default) };
+        if TIMEOUT.contains(&at.value) {
+            return Some(at.value);
+        }
+        self.push(Problem::error("an attempt cannot take this long").at(&at.span, "100ms to 10m is possible"));
+        None
+    }
+
+    /// RFC 9110, 5.6.2.
+    fn header(&mut self, at: &At<String>) -> Option<String> {
+        let good = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if (1..=64).contains(&at.value.len()) && at.value.chars().all(good) {
+            return Some(at.value.clone());
+        }
+        self.push(
+            Problem::error(format!("`{}` cannot be the name of a header", shown(&at.value)))
+                .at(&at.span, "write it like \"Authorization\" or \"X-Token\""),
+        );
+        None
     }
 
     /// Those that are written, or all.
@@ -120,6 +209,51 @@ impl Check<'_> {
     }
 }
 
+/// Of `http` and `https`.
+fn url(text: &str) -> Result<model::Url, &'static str> {
+    let (tls, rest) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        (None, None) => return Err("it begins with neither https:// nor http://"),
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if authority.contains('@') {
+        return Err("a name and password cannot stand here: write a header and the `secret` it gets");
+    }
+    let default = if tls { 443 } else { 80 };
+    let whole = authority.parse::<SocketAddr>().map(|at| (at.ip().to_string(), Some(at.port())));
+    let bare = || {
+        let inside = authority.strip_prefix('[')?.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok()?;
+        Some((inside.to_string(), None))
+    };
+    let named = || match authority.rsplit_once(':') {
+        Some((host, port)) => Some((host.to_owned(), Some(port.parse::<u16>().ok()?))),
+        None => Some((authority.to_owned(), None)),
+    };
+    let (host, port) = whole.ok().or_else(bare).or_else(named).ok_or("that is no port")?;
+    let port = port.unwrap_or(default);
+    if port == 0 {
+        return Err("that is no port");
+    }
+    if host.parse::<std::net::IpAddr>().is_err() && !is_name(&host) {
+        return Err("that is no name of a machine");
+    }
+    if path.contains('#') || !path.chars().all(|c| c.is_ascii_graphic()) {
+        return Err("a path has only letters, digits and signs of ASCII, and no #");
+    }
+    let path = match path.chars().next() {
+        None => "/".to_owned(),
+        Some('?') => format!("/{path}"),
+        Some(_) => path.to_owned(),
+    };
+    Ok(model::Url { tls, host, port, path })
+}
+
+/// What is said to this machine nobody overhears.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// A name of a machine, as it can stand in a certificate.
 fn is_name(text: &str) -> bool {
     let label = |label: &str| {
@@ -128,6 +262,8 @@ fn is_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
 
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
+const DEFAULT_WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
 const QUEUE: RangeInclusive<u64> = 64 << 10..=1 << 30;
 /// Some 50,000 events.
 const DEFAULT_QUEUE: u64 = 16 << 20;
