@@ -46,6 +46,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let fast_path = check.fast_path();
     let syslog = check.syslog();
     let webhooks = check.webhooks();
+    let hooks = check.hooks();
 
     // Built-in and in-place services are part of the model where something uses them.
     let mut named = services;
@@ -77,6 +78,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         asserts,
         syslog,
         webhooks,
+        hooks,
     };
     (config, origins, check.problems)
 }

@@ -39,6 +39,7 @@ pub(crate) struct File {
     pub(crate) asserts: Vec<At<String>>,
     pub(crate) syslog: Vec<Syslog>,
     pub(crate) webhooks: Vec<Webhook>,
+    pub(crate) hooks: Vec<Hook>,
 }
 
 #[derive(Debug, Default)]
@@ -287,6 +288,14 @@ pub(crate) struct Webhook {
     pub(crate) timeout: Maybe<Duration>,
 }
 
+#[derive(Debug)]
+pub(crate) struct Hook {
+    pub(crate) span: Span,
+    pub(crate) run: Maybe<String>,
+    pub(crate) events: Maybe<Vec<At<String>>>,
+    pub(crate) timeout: Maybe<Duration>,
+}
+
 /// `64KiB`, `16MiB`, `1GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);
@@ -382,6 +391,12 @@ impl File {
         file.asserts = asserts.into_iter().flatten().collect();
         file.syslog = entries(&mut top, "syslog", problems, syslog);
         file.webhooks = entries(&mut top, "webhook", problems, webhook);
+        file.hooks = entries(&mut top, "hook", problems, |table, problems| Hook {
+            span: table.span.clone(),
+            run: table.needed("run", "\"/etc/quadway/hooks/page\"", problems),
+            events: table.one_or_many("events", problems),
+            timeout: table.value("timeout", problems),
+        });
         top.finish(problems);
         file
     }

@@ -48,6 +48,8 @@ pub struct Config {
     pub syslog: Vec<Syslog>,
     #[serde(default)]
     pub webhooks: Vec<Webhook>,
+    #[serde(default)]
+    pub hooks: Vec<Hook>,
 }
 
 impl Config {
@@ -610,6 +612,16 @@ pub struct Url {
 pub struct Secret {
     pub header: String,
     pub file: PathBuf,
+}
+
+/// A program that is run for what changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    pub run: PathBuf,
+    pub events: BTreeSet<EventKind>,
+    /// It is killed after this long.
+    pub timeout: Duration,
+    pub line: Line,
 }
 
 /// A client certificate and its key, both PEM.

@@ -137,6 +137,7 @@ pub(crate) fn site() -> Config {
         asserts: Vec::new(),
         syslog: Vec::new(),
         webhooks: Vec::new(),
+        hooks: Vec::new(),
     }
 }
 

@@ -143,6 +143,7 @@ pub(crate) fn site(wans: u8) -> Config {
         asserts: Vec::new(),
         syslog: Vec::new(),
         webhooks: Vec::new(),
+        hooks: Vec::new(),
     }
 }
 

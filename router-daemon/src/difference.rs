@@ -154,6 +154,7 @@ fn things(config: &Config) -> BTreeMap<Key, Value> {
     }
     config.asserts.iter().for_each(|assert| add("assert", assert.text.clone(), assert));
     config.webhooks.iter().for_each(|webhook| add("webhook", webhook.url.host.clone(), webhook));
+    config.hooks.iter().for_each(|hook| add("hook", hook.run.display().to_string(), hook));
     config.syslog.iter().for_each(|syslog| add("syslog", syslog.server.to_string(), syslog));
     things
 }

@@ -49,6 +49,7 @@ pub(crate) fn config() -> Config {
         asserts: Vec::new(),
         syslog: Vec::new(),
         webhooks: Vec::new(),
+        hooks: Vec::new(),
     }
 }
 

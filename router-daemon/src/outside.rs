@@ -1,4 +1,4 @@
-//! What changes, told outside the box: collectors and webhooks of the site file, each an *outlet* with a thread of its own.
+//! What changes, told outside the box: collectors, webhooks and hooks of the site file, each an *outlet* with a thread of its own.
 //!
 //! ```text
 //!   loop ──tell──▶ broadcast ──▶ run() ──try_send──▶ outlet's inbox ──▶ its thread: disk, network
@@ -8,6 +8,7 @@
 //! Nobody here is waited for. What finds an inbox full is counted and dropped; a disk that stands still, a collector
 //! that does not read, hold up their own outlet only. [`run`] follows the config; an outlet that is as it was goes on.
 
+mod hook;
 mod queue;
 mod rfc5424;
 mod syslog;
@@ -23,7 +24,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use config::Config;
-use config::model::{Syslog, Webhook};
+use config::model::{Hook, Syslog, Webhook};
 use config::units::{EventKind, Line};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,7 @@ pub struct Outlets(Arc<Mutex<BTreeMap<Name, Arc<Tally>>>>);
 /// One of them, for status and metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutletLine {
-    /// `syslog`, `webhook`.
+    /// `syslog`, `webhook`, `hook`.
     pub kind: String,
     /// Whom it tells.
     pub to: String,
@@ -126,6 +127,7 @@ impl Tally {
 enum Wanted {
     Syslog(Syslog),
     Webhook(Webhook),
+    Hook(Hook),
 }
 
 impl Wanted {
@@ -140,6 +142,10 @@ impl Wanted {
             let wanted = Self::Webhook(Webhook { line: Line::BUILT_IN, ..webhook.clone() });
             all.insert(unlike(&all, "webhook", &webhook.url.host), wanted);
         }
+        for hook in &config.hooks {
+            let wanted = Self::Hook(Hook { line: Line::BUILT_IN, ..hook.clone() });
+            all.insert(unlike(&all, "hook", &hook.run.display().to_string()), wanted);
+        }
         all
     }
 
@@ -147,6 +153,7 @@ impl Wanted {
         match self {
             Self::Syslog(syslog) => syslog.events.contains(&kind),
             Self::Webhook(webhook) => webhook.events.contains(&kind),
+            Self::Hook(hook) => hook.events.contains(&kind),
         }
     }
 }
@@ -276,7 +283,7 @@ impl Running {
         // From here on, not from when the thread gets to it.
         let denied = match &wanted {
             Wanted::Syslog(syslog) => syslog.denied.then(|| denied.follow()),
-            Wanted::Webhook(_) => None,
+            Wanted::Webhook(_) | Wanted::Hook(_) => None,
         };
         let thread = thread::Builder::new().name(name.0.to_owned()).spawn(move || {
             if before.is_some_and(|before| before.join().is_err()) {
@@ -291,6 +298,9 @@ impl Running {
                     let folder = state.join("syslog").join(to.replace(['[', ']'], "").replace(['/', '%'], "_"));
                     let duty = syslog::Duty { syslog, folder, tally: counts, patience: syslog::Patience::default() };
                     runtime.block_on(duty.run(told, denied));
+                }
+                Wanted::Hook(hook) => {
+                    runtime.block_on(hook::Duty { hook, tally: counts, owner: ROOT }.run(told));
                 }
                 Wanted::Webhook(webhook) => {
                     let patience = webhook::Patience::default();
@@ -349,6 +359,7 @@ fn random() -> f64 {
     f64::from(drawn) / f64::from(u32::MAX)
 }
 
+const ROOT: u32 = 0;
 /// Happenings that wait for an outlet's thread.
 const INBOX: usize = 256;
 /// Outlets that end with the daemon have this long.

@@ -1,4 +1,4 @@
-//! Where changes of state are told: collectors, webhooks.
+//! Where changes of state are told: collectors, webhooks, hooks.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -120,6 +120,20 @@ impl Check<'_> {
                 timeout,
                 line: self.line(&webhook.span),
             });
+        }
+        out
+    }
+
+    /// Whether a program is there, and whose it is, is asked when it is to be run.
+    pub(super) fn hooks(&mut self) -> Vec<model::Hook> {
+        let file = self.file;
+        let mut out = Vec::new();
+        for hook in &file.hooks {
+            let events = self.events(hook.events.as_ref());
+            let timeout = self.timeout(hook.timeout.as_ref(), DEFAULT_HOOK_TIMEOUT);
+            let run = hook.run.as_ref().and_then(|at| self.path(at));
+            let (Some(events), Some(timeout), Some(run)) = (events, timeout, run) else { continue };
+            out.push(model::Hook { run, events, timeout, line: self.line(&hook.span) });
         }
         out
     }
@@ -264,6 +278,7 @@ fn is_name(text: &str) -> bool {
 
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
 const DEFAULT_WEBHOOK_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 const QUEUE: RangeInclusive<u64> = 64 << 10..=1 << 30;
 /// Some 50,000 events.
 const DEFAULT_QUEUE: u64 = 16 << 20;
