@@ -14,6 +14,7 @@ pub mod guard;
 pub mod happening;
 pub mod history;
 pub mod import;
+pub mod journald;
 pub mod kernel;
 pub mod metrics;
 pub mod outside;

@@ -18,6 +18,7 @@ use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::happening::{self, Happenings};
 use router_daemon::history::History;
+use router_daemon::journald::Journald;
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::watch::Watch;
@@ -30,20 +31,29 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // journald adds the time itself; a terminal wants it.
     // Whoever reads our log may be slow (a disk that stands still); the loop does not wait for it. What is still on its
-    // way when we end is written as the guard goes.
-    let (log_writer, _guard) = tracing_appender::non_blocking(io::stderr());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log_writer).with_target(false);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.with_ansi(false).without_time().init();
+    // way when we end is written as the guards go.
+    let stream = std::env::var("JOURNAL_STREAM").ok();
+    let _guards = if let Some((journal, flush)) = Journald::open(stream.as_deref()) {
+        tracing_subscriber::registry().with(filter).with(journal).init();
+        (Some(flush), None)
     } else {
-        log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
-    }
+        let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+        // journald adds the time itself; a terminal wants it.
+        if stream.is_some() {
+            log.with_ansi(false).without_time().init();
+        } else {
+            log.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init();
+        }
+        (None, Some(guard))
+    };
     match start(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop { code, error }) => {
