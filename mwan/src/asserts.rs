@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::compile::ruleset::{local, no_sources, own};
 use crate::decide::{Facts, Standing, Standings};
 use crate::event::Health;
-use crate::matrix::{Opening, Protocol, Zone, holds, openings};
+use crate::matrix::{Opening, Packet, Protocol, Zone, holds, openings};
 
 /// A claim that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,22 @@ pub fn broken(config: &Config) -> Vec<BrokenAssert> {
         why.map(|why| BrokenAssert { line: assert.line, text: assert.text.clone(), why })
     };
     config.asserts.iter().filter_map(told).collect()
+}
+
+/// The claim that this packet is denied, if there is one: what would allow it is refused.
+pub fn against<'a>(config: &'a Config, packet: &Packet) -> Option<&'a Assert> {
+    let within = |place: &Place, zone: &Zone, address: IpAddr, sends: bool| {
+        let mut areas = areas(config, place, sends).into_iter();
+        areas.any(|area| area.zone == *zone && area.addresses.contains(address))
+    };
+    config.asserts.iter().find(|assert| match &assert.claim {
+        Claim::Flow { from, to, packet: only, allowed: false } => {
+            only.is_none_or(|only| protocol(only) == packet.protocol)
+                && within(from, &packet.from, packet.source, true)
+                && within(to, &packet.to, packet.destination, false)
+        }
+        Claim::Flow { allowed: true, .. } | Claim::Uses { .. } => false,
+    })
 }
 
 /// Why a file with these is refused, in a line above them.

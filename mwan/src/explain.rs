@@ -6,10 +6,11 @@ use std::fmt;
 use std::net::IpAddr;
 
 use config::Config;
-use config::model::{Cell, Nat6, Wan};
+use config::model::{Assert, Cell, Nat6, Wan};
 use config::units::{Family, HostName, Line, PolicyName, WanName};
 use serde::{Deserialize, Serialize};
 
+use crate::asserts;
 use crate::decide::Decision;
 use crate::matrix::{Packet, Protocol, Reason, Verdict, Zone, steered, verdict};
 use crate::state::{BucketKey, Slot};
@@ -236,6 +237,16 @@ fn leaves_as(config: &Config, wan: &Wan, source: IpAddr) -> String {
 }
 
 fn advice(config: &Config, packet: &Packet, verdict: &Verdict) -> Option<String> {
+    let advice = what_allows(config, packet, verdict)?;
+    Some(match asserts::against(config, packet) {
+        Some(Assert { text, line, .. }) => {
+            format!("{advice}\n# refused while {line} asserts `{text}`")
+        }
+        None => advice,
+    })
+}
+
+fn what_allows(config: &Config, packet: &Packet, verdict: &Verdict) -> Option<String> {
     let service = match packet.protocol {
         Protocol::Other(number) => format!("proto/{number}"),
         Protocol::Tcp { .. } | Protocol::Udp { .. } | Protocol::Ping => packet.protocol.to_string(),
@@ -383,6 +394,8 @@ mod tests {
                 told += 1;
                 let wider = read(&format!("{SITE}\n{advice}\n"));
                 assert!(ask(&wider, source, destination, protocol).allowed, "{advice}");
+                let refused = !asserts::broken(&wider).is_empty();
+                assert_eq!(advice.contains("# refused while line"), refused, "{advice}");
                 let beside = [(253, 252, protocol), (251, 253, protocol), (251, 252, "tcp/4445")];
                 for (source, destination, protocol) in beside {
                     let (source, destination) = (address(from, source), address(to, destination));
