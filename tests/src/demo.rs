@@ -22,6 +22,7 @@ pub const SITE: &str = include_str!("../../config/examples/spectrum-site.toml");
 pub fn overview(lab: &Lab) {
     let router = if lab.runs("routerd") { "runs" } else { "does not run" };
     println!("\nrouter    {}-router, routerd {router}, log {}", lab.name(), lab.log("routerd").display());
+    println!("site      {}", lab.site_file().display());
     for wan in &lab.site().wans {
         let faults = lab.faults().get(&wan.number).map(|faults| {
             let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
