@@ -31,6 +31,12 @@ pub struct Entry {
     pub outcome: Outcome,
 }
 
+/// A config as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigText {
+    pub text: String,
+}
+
 /// How it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "outcome", content = "why", rename_all = "kebab-case")]

@@ -45,6 +45,11 @@ pub enum Call {
     },
     /// Every config that took effect, oldest first.
     History,
+    /// The text of the config in force, or of one of the history.
+    Config {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+    },
     /// What differs between two of them; without `to`, between one and what is in force.
     Diff {
         from: u64,
@@ -131,6 +136,7 @@ impl Call {
             | Self::Version
             | Self::Plan { .. }
             | Self::History
+            | Self::Config { .. }
             | Self::Diff { .. }
             | Self::Explain { .. }
             | Self::ExplainWan { .. }
@@ -167,6 +173,7 @@ impl Call {
             Self::Confirm => "confirm",
             Self::Rollback { .. } => "rollback",
             Self::History => "history",
+            Self::Config { .. } => "config",
             Self::Diff { .. } => "diff",
             Self::Explain { .. } => "explain",
             Self::ExplainWan { .. } => "explain-wan",
@@ -326,6 +333,8 @@ pub(super) mod tests {
                 r#"{"v":1,"call":"rollback","number":7,"confirm_milliseconds":1000}"#,
             ),
             (Call::History, r#"{"v":1,"call":"history"}"#),
+            (Call::Config { number: None }, r#"{"v":1,"call":"config"}"#),
+            (Call::Config { number: Some(7) }, r#"{"v":1,"call":"config","number":7}"#),
             (Call::Diff { from: 3, to: None }, r#"{"v":1,"call":"diff","from":3}"#),
             (Call::Diff { from: 3, to: Some(4) }, r#"{"v":1,"call":"diff","from":3,"to":4}"#),
             (
@@ -362,6 +371,7 @@ pub(super) mod tests {
             "version",
             "plan",
             "history",
+            "config",
             "diff",
             "explain",
             "explain-wan",

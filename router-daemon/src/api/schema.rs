@@ -8,7 +8,7 @@ use super::protocol::{Call, VERSION};
 use crate::ask::{ApplyReport, Refusal};
 use crate::difference::{Difference, TextDifference};
 use crate::happening::Happening;
-use crate::history::Entry;
+use crate::history::{ConfigText, Entry};
 use crate::status::Status;
 use crate::talkers::Talkers;
 
@@ -27,6 +27,7 @@ pub fn schema() -> Value {
             "history",
             json!({"type": "object", "properties": {"entries": {"type": "array", "items": reference::<Entry>(types)}}}),
         ),
+        ("config", reference::<ConfigText>(types)),
         ("diff", reference::<TextDifference>(types)),
         ("flows", reference::<Talkers>(types)),
         ("events", reference::<Happening>(types)),

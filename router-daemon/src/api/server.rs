@@ -40,7 +40,7 @@ use crate::counters::{CounterSource, Counters};
 use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::EventLog;
 use crate::happening::Happenings;
-use crate::history::{self, History};
+use crate::history::{self, ConfigText, History};
 use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::outside::Outlets;
@@ -288,6 +288,15 @@ impl Core {
         .await
     }
 
+    async fn config(&self, number: Option<u64>) -> Result<ConfigText, Refusal> {
+        if let Some(number) = number {
+            return Ok(ConfigText { text: self.of_history(number).await? });
+        }
+        let view = self.view().await?;
+        view.config.ok_or_else(|| refusal("not-configured", "no configuration is in force".to_owned()))?;
+        Ok(ConfigText { text: view.text.to_string() })
+    }
+
     async fn view(&self) -> Result<View, Refusal> {
         self.ask(VIEW_TIMEOUT, Ask::View).await
     }
@@ -312,6 +321,7 @@ impl Core {
             | Call::Confirm
             | Call::Rollback { .. }
             | Call::History
+            | Call::Config { .. }
             | Call::Diff { .. }
             | Call::Explain { .. }
             | Call::ExplainWan { .. }
@@ -350,6 +360,7 @@ impl Core {
                 let unread = |error| refusal("unavailable", format!("the history cannot be read: {error}"));
                 ok(&json!({"entries": entries.map_err(unread)?}))
             }
+            Call::Config { number } => ok(&self.config(number).await?),
             Call::Diff { from, to } => ok(&self.diff(from, to).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
             Call::ExplainWan { wan } => self.explain_wan(&wan).await?,
@@ -663,6 +674,10 @@ mod tests {
         let diff = reader.ask(r#"{"v":1,"call":"diff","from":1,"to":2}"#).await["ok"].clone();
         assert!(diff["changes"].as_array().unwrap().iter().any(|change| change["kind"] == "cell"), "{diff}");
         assert!(diff["text"].as_str().unwrap().contains("\n-services = [\"tcp/631\""), "{diff}");
+        let second = reader.ask(r#"{"v":1,"call":"config","number":2}"#).await["ok"]["text"].clone();
+        assert_eq!(second, new);
+        let in_force = reader.ask(r#"{"v":1,"call":"config"}"#).await["ok"]["text"].clone();
+        assert!(in_force.as_str().is_some_and(|text| text.contains("[site]")), "{in_force}");
         let unknown = reader.ask(r#"{"v":1,"call":"diff","from":1,"to":9}"#).await;
         assert_eq!(unknown["error"]["code"], "unknown-number");
 

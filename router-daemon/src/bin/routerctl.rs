@@ -21,7 +21,7 @@ use router_daemon::ask::{ApplyReport, How};
 use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::happening::Happening;
-use router_daemon::history::Entry;
+use router_daemon::history::{ConfigText, Entry};
 use router_daemon::session::Session;
 use router_daemon::simulate::told;
 use router_daemon::status::Status;
@@ -79,6 +79,11 @@ enum Command {
     },
     /// Every config that took effect: when, by whom, why, and how it ended.
     History,
+    /// The site file as it is in force; with a number, that config of the history.
+    Config {
+        /// As `routerctl history` tells it.
+        number: Option<u64>,
+    },
     /// What differs between two configs of the history; of one, between it and what is in force.
     Diff { from: u64, to: Option<u64> },
     /// Lines, policies, segments, and what needs attention.
@@ -331,6 +336,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::History => show_as(json, &ask(&Call::History)?["entries"], |entries: Vec<Entry>| {
             entries.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         }),
+        Command::Config { number } => {
+            let answer = ask(&Call::Config { number: *number })?;
+            if json {
+                return show(&answer);
+            }
+            // To the byte: its digest is the history's.
+            Ok(write!(io::stdout().lock(), "{}", read::<ConfigText>(&answer)?.text)?)
+        }
         Command::Diff { from, to } => {
             let answer = ask(&Call::Diff { from: *from, to: *to })?;
             show_as(json, &answer, |difference: TextDifference| difference.to_string())
