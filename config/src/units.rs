@@ -164,10 +164,12 @@ pub enum EventKind {
     Drift,
     /// The fast path went on or off.
     FastPath,
+    /// A cell of the matrix is audited, or no longer.
+    Audit,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Health,
         Self::Policy,
         Self::Target,
@@ -179,6 +181,7 @@ impl EventKind {
         Self::RolledBack,
         Self::Drift,
         Self::FastPath,
+        Self::Audit,
     ];
 
     /// As it stands in `events`, and as the tag `event` of what is told.
@@ -195,6 +198,7 @@ impl EventKind {
             Self::RolledBack => "rolled-back",
             Self::Drift => "drift",
             Self::FastPath => "fast-path",
+            Self::Audit => "audit",
         }
     }
 }
@@ -284,6 +288,9 @@ impl Mark {
     pub const UNREACHABLE: Self = Self(0x7f00_0000);
     /// The line number that stands for "drop silently".
     pub const BLACKHOLE: Self = Self(0x7e00_0000);
+    /// Bits 16 to 30 of a flow that passes for an audit only: the policy of the probes, and no line, which no probe is
+    /// without.
+    pub const AUDIT: Self = Self(Self::POLICY_MASK);
 }
 
 impl fmt::Debug for Mark {

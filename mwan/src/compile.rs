@@ -9,10 +9,13 @@ mod matches;
 mod routing;
 pub mod ruleset;
 
+use std::time::Duration;
+
 use config::Config;
 
 pub use self::fast_path::zones;
 pub use self::links::{Waiting, WhyWaiting, unresolved};
+use crate::audit::Pair;
 use crate::decide::Decision;
 use crate::links::Links;
 use crate::state::{KernelState, RulesetState};
@@ -30,6 +33,19 @@ pub fn compile(config: &Config, decision: &Decision, links: &Links) -> KernelSta
     state.dead = buckets::dead(config, decision);
     state.fast_path = fast_path::fast_path(config, links, &state.links);
     state
+}
+
+/// Lets pass for so long what the default deny of this cell would drop. What is denied at the ports is denied both
+/// ways, so the answers are let in there too.
+pub fn audit(state: &mut KernelState, config: &Config, pair: &Pair, span: Duration) {
+    let interface = |name| config.vlans.get(name).map(|vlan| vlan.interface.clone());
+    let (Some(from), Some(to)) = (interface(&pair.from), interface(&pair.to)) else { return };
+    state.audited.insert((from, to), span);
+    let zones = zones(config);
+    if let (Some(path), Some(from), Some(to)) = (&mut state.fast_path, zones.get(&pair.from), zones.get(&pair.to)) {
+        path.denied.remove(&(*from, *to));
+        path.denied.remove(&(*to, *from));
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use config::Config;
 use config::units::{Family, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{AuditEnd, Pair};
 use crate::links::Links;
 use crate::passive::Traffic;
 
@@ -99,6 +100,14 @@ pub enum Request {
         wan: WanName,
         span: Duration,
     },
+    /// Let pass for this long what no entry of this cell allows. Whoever asks has asked [`crate::audit::check`].
+    Audit {
+        pair: Pair,
+        span: Duration,
+    },
+    EndAudit {
+        pair: Pair,
+    },
 }
 
 /// Something that happened and that a person may want to know: logged, journalled, counted.
@@ -106,17 +115,49 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 pub enum Notice {
     /// A line changed its state in one family. `why` is a sentence for people.
-    Health { wan: WanName, family: Family, from: Health, to: Health, why: String },
+    Health {
+        wan: WanName,
+        family: Family,
+        from: Health,
+        to: Health,
+        why: String,
+    },
     /// One target fails on every line that uses it while their other targets answer: it is not counted.
-    BadTarget { target: String, bad: bool },
+    BadTarget {
+        target: String,
+        bad: bool,
+    },
     /// Most lines were lost together: flows are frozen, not killed.
-    IspOutage { family: Family, outage: bool, wans: Vec<WanName> },
+    IspOutage {
+        family: Family,
+        outage: bool,
+        wans: Vec<WanName>,
+    },
     /// The lines a policy uses changed.
-    PolicyUses { policy: PolicyName, family: Family, uses: Vec<WanName> },
+    PolicyUses {
+        policy: PolicyName,
+        family: Family,
+        uses: Vec<WanName>,
+    },
     /// A config took effect.
-    Configured { digest: String },
+    Configured {
+        digest: String,
+    },
     /// The gateway's MAC behind a line changed.
-    GatewayMac { wan: WanName, family: Family, mac: Option<[u8; 6]> },
+    GatewayMac {
+        wan: WanName,
+        family: Family,
+        mac: Option<[u8; 6]>,
+    },
+    /// What no entry of this cell allows passes for this long.
+    Audited {
+        pair: Pair,
+        span: Duration,
+    },
+    AuditEnded {
+        pair: Pair,
+        why: AuditEnd,
+    },
 }
 
 /// The state of one line in one family.

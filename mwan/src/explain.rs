@@ -11,6 +11,7 @@ use config::units::{Family, HostName, Line, PolicyName, WanName};
 use serde::{Deserialize, Serialize};
 
 use crate::asserts;
+use crate::audit::Pair;
 use crate::decide::Decision;
 use crate::matrix::{Packet, Protocol, Reason, Verdict, Zone, steered, verdict};
 use crate::state::{BucketKey, Slot};
@@ -69,6 +70,9 @@ pub struct Explanation {
     pub verdict: Verdict,
     /// The verdict's reason as a sentence.
     pub because: String,
+    /// Until when it passes all the same, because its cell is audited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audited_until: Option<String>,
     /// What to write to allow it.
     pub advice: Option<String>,
     /// Only for allowed packets that leave by a line.
@@ -121,16 +125,40 @@ pub fn explain(config: &Config, decision: &Decision, question: &Question) -> Exp
         protocol: packet.protocol,
         allowed: verdict.allowed,
         because: verdict.reason.to_string(),
+        audited_until: None,
         advice: advice(config, &packet, &verdict),
         verdict,
         way,
     }
 }
 
+impl Explanation {
+    /// The cell whose default deny decides; an audit of it lets the packet pass.
+    pub fn denied_by(&self) -> Option<Pair> {
+        match &self.verdict.reason {
+            Reason::NoCell { from, to, .. } => Some(Pair { from: from.clone(), to: to.clone() }),
+            Reason::Own
+            | Reason::SameSegment { .. }
+            | Reason::Cell { .. }
+            | Reason::Egress { .. }
+            | Reason::NoEgress { .. }
+            | Reason::Input { .. }
+            | Reason::NoInput { .. }
+            | Reason::BuiltIn { .. }
+            | Reason::Inbound { .. }
+            | Reason::Spoofed { .. }
+            | Reason::NotRouted { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} -> {} {}", self.source, self.destination, self.protocol)?;
-        write!(f, "{}: {}", if self.allowed { "allowed" } else { "denied" }, self.because)?;
+        match (&self.audited_until, self.allowed) {
+            (Some(until), false) => write!(f, "denied, and let pass until {until} for an audit: {}", self.because)?,
+            (_, allowed) => write!(f, "{}: {}", if allowed { "allowed" } else { "denied" }, self.because)?,
+        }
         if let Some(way) = &self.way {
             write!(f, "\n{way}")?;
         }

@@ -2,6 +2,7 @@
 //! compile to. Pure: no async, no I/O, no clock; the same inputs always give the same outputs.
 
 pub mod asserts;
+pub mod audit;
 pub mod compile;
 pub mod damping;
 pub mod decide;

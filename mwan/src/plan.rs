@@ -54,6 +54,7 @@ impl KernelState {
                 self.ruleset = RulesetState::Unknown;
                 self.buckets.clear();
                 self.dead.clear();
+                self.audited.clear();
             }
             Step::SetLink { name, link } => self.set_link(name, link),
             Step::SetSysctl { name, value } | Step::SetLateSysctl { name, value } => {
@@ -75,6 +76,12 @@ impl KernelState {
                 self.dead = dead.iter().map(|class| (*class, kick(class))).collect();
             }
             Step::SetFastPath(path) => self.fast_path = path.as_deref().cloned(),
+            Step::EndAudit(pair) => {
+                self.audited.remove(pair);
+            }
+            Step::BeginAudit { pair, span } => {
+                self.audited.insert(pair.clone(), *span);
+            }
             Step::Revive(class) => {
                 self.dead.remove(class);
             }
@@ -248,6 +255,16 @@ impl Plan {
         if self.now.fast_path != want.fast_path {
             self.push(Step::SetFastPath(want.fast_path.clone().map(Box::new)));
         }
+        // Only the pair counts: an audit is not made longer by being seen.
+        let over: Vec<_> = self.now.audited.keys().filter(|pair| !want.audited.contains_key(pair)).cloned().collect();
+        for pair in over {
+            self.push(Step::EndAudit(pair));
+        }
+        for (pair, span) in &want.audited {
+            if !self.now.audited.contains_key(pair) {
+                self.push(Step::BeginAudit { pair: pair.clone(), span: *span });
+            }
+        }
         let revived: Vec<_> = self.now.dead.keys().filter(|class| !want.dead.contains_key(class)).copied().collect();
         for class in revived {
             self.push(Step::Revive(class));
@@ -383,6 +400,10 @@ impl fmt::Display for Step {
                 path.homes.len(),
                 path.denied.len()
             ),
+            Self::EndAudit((from, to)) => write!(f, "end the audit of {from} -> {to}"),
+            Self::BeginAudit { pair: (from, to), span } => {
+                write!(f, "audit {from} -> {to} for {} s", span.as_secs_f64())
+            }
             Self::Revive(class) => write!(f, "allow {class} again"),
             Self::SetBuckets { key, buckets } => write!(f, "set the {} buckets of {key}: {buckets}", buckets.0.len()),
             Self::Bury(classes) => {

@@ -22,7 +22,8 @@ use config::Config;
 use config::units::{Family, IfName, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{Waiting, compile, unresolved};
+use crate::audit::{self, Audit, AuditEnd, Pair};
+use crate::compile::{self, Waiting, compile, unresolved};
 use crate::damping::Damping;
 use crate::decide::{Chooser, Decision, Facts, Standing, Standings};
 use crate::event::{Event, Health, Notice, Probe, Request};
@@ -48,6 +49,8 @@ pub struct Router {
     macs: BTreeMap<(WanId, Family), [u8; 6]>,
     drained: BTreeSet<WanName>,
     fail_tests: BTreeMap<WanName, Time>,
+    #[serde(default)]
+    audits: BTreeMap<Pair, Audit>,
     fates: BTreeMap<Family, SharedFate>,
     bad: BTreeSet<config::model::Target>,
     /// A target went up or down, or a carrier changed, since `bad` was computed.
@@ -89,6 +92,7 @@ impl Router {
         // A reply goes in before anything expires: it may have waited behind whatever delayed this call.
         let stale = match event {
             Event::Config(config) => {
+                self.end_audits(AuditEnd::Config, |_| true, &mut notices);
                 self.take(config, now);
                 notices.push(Notice::Configured { digest: config.digest.clone() });
                 true
@@ -132,16 +136,17 @@ impl Router {
                 false
             }
             Event::Request(request) => {
-                self.request(request, now);
-                false
+                self.request(request, now, &mut notices);
+                matches!(request, Request::Audit { .. } | Request::EndAudit { .. })
             }
         };
+        let stale = self.end_audits(AuditEnd::Time, |audit| audit.until <= now, &mut notices) || stale;
         for line in self.lines.values_mut() {
             self.targets_changed |= line.monitor.expire(now);
         }
         // Nearly every call is an answer like the one before it.
         let waiting = self.lines.values().any(|line| line.silent_since.is_some());
-        if quiet && !self.targets_changed && !waiting && now < self.judge_due() {
+        if quiet && !stale && !self.targets_changed && !waiting && now < self.judge_due() {
             return notices;
         }
         self.judge(now, &mut notices);
@@ -175,6 +180,7 @@ impl Router {
             .fail_tests
             .values()
             .copied()
+            .chain(self.audits.values().map(|audit| audit.until))
             .chain([settling, self.comparison.deadline(), self.headroom.deadline()])
             .chain(self.decide_again);
         lines.flatten().chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
@@ -296,6 +302,7 @@ impl Router {
             wans: wans.collect(),
             policies: policies.collect(),
             isp_outage: self.fates.iter().map(|(family, fate)| (*family, fate.outage())).collect(),
+            audits: self.audits.clone(),
         }
     }
 
@@ -357,7 +364,10 @@ impl Router {
     fn recompile(&mut self) {
         let Some(config) = &self.config else { return };
         let links = self.links.clone().unwrap_or_default();
-        let state = compile(config, &self.decision, &links);
+        let mut state = compile(config, &self.decision, &links);
+        for (pair, running) in &self.audits {
+            compile::audit(&mut state, config, pair, running.span);
+        }
         // Most changes of links concern nothing of ours: whoever watches the `Arc` is not woken for them.
         if self.wanted.as_deref() != Some(&state) {
             self.wanted = Some(Arc::new(state));
@@ -374,7 +384,15 @@ impl Router {
     }
 
     /// Requests that name no line of the config change nothing; whoever asks learns that before.
-    fn request(&mut self, request: &Request, now: Time) {
+    /// Ends those audits; `true` if there was one.
+    fn end_audits(&mut self, why: AuditEnd, over: impl Fn(&Audit) -> bool, notices: &mut Vec<Notice>) -> bool {
+        let ended: Vec<_> = self.audits.extract_if(.., |_, audit| over(audit)).map(|(pair, _)| pair).collect();
+        let any = !ended.is_empty();
+        notices.extend(ended.into_iter().map(|pair| Notice::AuditEnded { pair, why }));
+        any
+    }
+
+    fn request(&mut self, request: &Request, now: Time, notices: &mut Vec<Notice>) {
         let known = |name: &WanName| self.config.as_ref().is_some_and(|config| config.wans.contains_key(name));
         match request {
             Request::Drain { wan } if known(wan) => {
@@ -386,7 +404,17 @@ impl Router {
             Request::FailTest { wan, span } if known(wan) => {
                 self.fail_tests.insert(wan.clone(), now + *span);
             }
-            Request::Drain { .. } | Request::FailTest { .. } => {}
+            // However it came here, it ends.
+            Request::Audit { pair, span } if !self.audits.contains_key(pair) => {
+                let span = (*span).min(audit::LONGEST);
+                self.audits.insert(pair.clone(), Audit { until: now + span, span });
+                notices.push(Notice::Audited { pair: pair.clone(), span });
+            }
+            Request::EndAudit { pair } => {
+                let ended = self.audits.remove(pair).map(|_| pair.clone());
+                notices.extend(ended.map(|pair| Notice::AuditEnded { pair, why: AuditEnd::Operator }));
+            }
+            Request::Drain { .. } | Request::FailTest { .. } | Request::Audit { .. } => {}
         }
     }
 
@@ -826,6 +854,8 @@ pub struct Snapshot {
     pub policies: Vec<PolicyStatus>,
     /// Most lines were lost together and none of them is back.
     pub isp_outage: BTreeMap<Family, bool>,
+    #[serde(default)]
+    pub audits: BTreeMap<Pair, Audit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -21,6 +21,8 @@ pub const ALIAS: &str = "quadway";
 pub const TABLE: &str = "quadway";
 /// The nflog group of denials (and of allowed flows a cell asks to log).
 pub const NFLOG_GROUP: u16 = 190;
+/// How long the kernel waits for [`Step::EndAudit`] before it ends an audit by itself.
+pub const AUDIT_GRACE: Duration = Duration::from_secs(2);
 /// How many buckets a policy spreads its lines over.
 pub const BUCKETS: usize = 256;
 
@@ -41,7 +43,13 @@ pub struct KernelState {
     pub dead: BTreeMap<FlowClass, Kick>,
     /// `None` is off: every packet takes the kernel's path.
     pub fast_path: Option<FastPath>,
+    /// From an interface to another: what no cell allows passes for this long.
+    #[serde(default, with = "as_pairs")]
+    pub audited: BTreeMap<LinkPair, Duration>,
 }
+
+/// Where packets come in, and where they leave.
+pub type LinkPair = (IfName, IfName);
 
 /// A link we manage. Ports exist before us; bridges and VLAN sub-interfaces we create and delete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -361,6 +369,13 @@ pub enum Step {
     },
     /// All of it; after the ruleset, which denies at least as much. `None` takes the programs off the ports.
     SetFastPath(Option<Box<FastPath>>),
+    /// Deny again what passed for an audit, and end the flows that began in it.
+    EndAudit(LinkPair),
+    /// Let pass what no cell allows. The kernel denies it again [`AUDIT_GRACE`] after this span, whoever lives then.
+    BeginAudit {
+        pair: LinkPair,
+        span: Duration,
+    },
     /// These flows may exist again. Before the buckets send new ones there.
     Revive(FlowClass),
     /// One transaction; read back before the step counts as done.

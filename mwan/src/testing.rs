@@ -365,7 +365,9 @@ impl World {
             | Notice::IspOutage { .. }
             | Notice::PolicyUses { .. }
             | Notice::Configured { .. }
-            | Notice::GatewayMac { .. } => None,
+            | Notice::GatewayMac { .. }
+            | Notice::Audited { .. }
+            | Notice::AuditEnded { .. } => None,
         })
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
+use mwan::audit::Pair;
 use mwan::decide::Decision;
 use mwan::{KernelState, Step};
 use schemars::JsonSchema;
@@ -28,7 +29,9 @@ pub enum Ask {
     Confirm { author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
     /// Take back what waits for its confirmation. Answers when the kernel has the previous config.
     RollBack { author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
-    /// Drain, undrain, fail-test.
+    /// Let pass what a cell denies, where that is safe.
+    Audit { pair: Pair, span: Duration, isolated: bool, reply: oneshot::Sender<Result<(), Refusal>> },
+    /// Drain, undrain, fail-test, the end of an audit.
     Operator { request: mwan::event::Request, reply: oneshot::Sender<Result<(), Refusal>> },
 }
 
@@ -176,7 +179,7 @@ pub struct ApplyReport {
 #[error("{message}")]
 pub struct Refusal {
     /// Stable word for programs: `config`, `assert`, `unknown-wan`, `busy`, `kernel`, `not-configured`,
-    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`.
+    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`, `audit`.
     pub code: String,
     /// For people, rendered; several lines for config problems.
     pub message: String,

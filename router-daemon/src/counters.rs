@@ -25,6 +25,9 @@ pub struct Counters {
     /// New forwarded flows a cell allows (set `allowed`; one packet is one flow).
     #[serde(with = "as_pairs")]
     pub allowed: BTreeMap<(IfName, IfName), Count>,
+    /// Flows that no cell allows and an audit let pass (set `audit_flows`; one packet is one flow).
+    #[serde(with = "as_pairs", default)]
+    pub audited: BTreeMap<(IfName, IfName), Count>,
     /// Packets conntrack cannot place (set `invalid`).
     #[serde(with = "as_pairs")]
     pub invalid: BTreeMap<(IfName, IfName), Count>,

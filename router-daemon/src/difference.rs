@@ -71,6 +71,9 @@ pub struct KernelChanges {
     pub buckets: usize,
     /// Classes of flows that end.
     pub buried: usize,
+    /// Cells that are audited and are denied again.
+    #[serde(default)]
+    pub audits_ended: usize,
 }
 
 /// Compares the site in force with the one that was asked about.
@@ -109,7 +112,8 @@ pub fn kernel(steps: &[Step]) -> KernelChanges {
             Step::SetBuckets { .. } => changes.buckets += 1,
             Step::Bury(classes) => changes.buried += classes.len(),
             Step::SetFastPath(_) => changes.fast_path = true,
-            Step::Revive(_) => {}
+            Step::EndAudit(_) => changes.audits_ended += 1,
+            Step::BeginAudit { .. } | Step::Revive(_) => {}
         }
     }
     changes
@@ -296,6 +300,7 @@ impl fmt::Display for KernelChanges {
             (self.sysctls, "sysctl"),
             (self.buckets, "bucket map"),
             (self.buried, "class of flows to end"),
+            (self.audits_ended, "audit to end"),
         ];
         let mut parts = counted
             .iter()
@@ -305,6 +310,7 @@ impl fmt::Display for KernelChanges {
                     (1, word) => word.to_owned(),
                     (_, "address") => "addresses".to_owned(),
                     (_, "class of flows to end") => "classes of flows to end".to_owned(),
+                    (_, "audit to end") => "audits to end".to_owned(),
                     (_, word) => format!("{word}s"),
                 };
                 format!("{count} {plural}")

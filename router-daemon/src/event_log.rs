@@ -22,13 +22,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use self::packet::{Headers, Transport};
+use crate::audits::Audits;
 use crate::kernel::fast_path::{Watcher, readable};
 use crate::status::zone_behind;
 
 /// One message of our nflog group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logged {
-    /// `qw forward`, `qw input`, `qw spoof`, `qw invalid`, `qw allow LINE`.
+    /// `qw forward`, `qw input`, `qw spoof`, `qw invalid`, `qw audit`, `qw allow LINE`.
     pub prefix: String,
     pub in_interface: Option<IfName>,
     pub out_interface: Option<IfName>,
@@ -52,6 +53,8 @@ pub enum Kind {
     Rate,
     /// Allowed, by a cell that asks to log.
     Allow,
+    /// No cell allows it, and it passed for an audit.
+    Audit,
 }
 
 /// One logged packet with names.
@@ -100,17 +103,20 @@ pub struct Group {
 pub struct EventLog {
     recent: Arc<Mutex<VecDeque<Arc<Denied>>>>,
     followers: broadcast::Sender<Arc<Denied>>,
+    /// What passed that is denied.
+    pub audits: Audits,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self { recent: Arc::default(), followers: broadcast::Sender::new(FOLLOWER_BACKLOG) }
+        Self { recent: Arc::default(), followers: broadcast::Sender::new(FOLLOWER_BACKLOG), audits: Audits::default() }
     }
 }
 
 impl EventLog {
     /// Remembers it and tells those who follow.
     pub fn push(&self, denied: Denied) {
+        self.audits.note(&denied);
         let denied = Arc::new(denied);
         {
             let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,7 +281,7 @@ fn told(
     };
     let to_zone = match kind {
         Kind::Input => "router".to_owned(),
-        Kind::Forward | Kind::Spoof | Kind::Invalid | Kind::Rate | Kind::Allow => {
+        Kind::Forward | Kind::Spoof | Kind::Invalid | Kind::Rate | Kind::Allow | Kind::Audit => {
             zone(config, logged.out_interface.as_ref(), headers.destination, "internet")
         }
     };
@@ -295,6 +301,7 @@ fn told(
         }
         Kind::Rate => ("opens too many connections at once".to_owned(), None),
         Kind::Invalid => ("belongs to no connection the router knows".to_owned(), None),
+        Kind::Audit => ("no entry allows it, and an audit let it pass".to_owned(), None),
         Kind::Allow => {
             let line = allowed_by.filter(|line| *line != Line::BUILT_IN);
             let told = line.map(|line| format!(" ({line})")).unwrap_or_default();
@@ -325,6 +332,7 @@ fn kind(prefix: &str) -> Option<(Kind, Option<Line>)> {
         "input" => Some((Kind::Input, None)),
         "spoof" => Some((Kind::Spoof, None)),
         "invalid" => Some((Kind::Invalid, None)),
+        "audit" => Some((Kind::Audit, None)),
         "allow" => Some((Kind::Allow, words.next().and_then(|line| line.parse().ok()).map(Line))),
         _ => None,
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use config::Config;
 use config::units::Family;
+use mwan::audit::{self, Pair};
 use mwan::event::{Event, Notice, Reply, Request};
 use mwan::journal::{Recorder, Stepped};
 use mwan::{KernelState, Time};
@@ -37,6 +38,7 @@ use self::guarding::Samples;
 pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
+use crate::audits::Audits;
 use crate::counters::DenialSource;
 use crate::happening::{Happenings, What};
 use crate::kernel::watch::{Change, Neighbour};
@@ -88,6 +90,8 @@ pub struct Parts {
     /// What a guard compares.
     pub denials: DenialSource,
     pub happenings: Happenings,
+    /// Told when audits begin and end.
+    pub audits: Audits,
     pub site: Site,
     /// `None` keeps no journal.
     pub journal: Option<JournalFile>,
@@ -107,6 +111,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         config,
         denials,
         happenings,
+        audits,
         site,
         journal,
         mut tasks,
@@ -139,6 +144,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         config,
         denials,
         happenings,
+        audits,
         repaired: 0,
         site,
         disk,
@@ -231,6 +237,7 @@ struct Core {
     config: watch::Sender<Option<Arc<Config>>>,
     denials: DenialSource,
     happenings: Happenings,
+    audits: Audits,
     /// Repairs of drift that were told.
     repaired: u64,
     site: Site,
@@ -307,6 +314,16 @@ impl Core {
             if let Some(what) = What::of(notice) {
                 self.happenings.tell(what);
             }
+            match notice {
+                Notice::Audited { pair, span } => self.audits.begin(pair, *span, SystemTime::now()),
+                Notice::AuditEnded { pair, why } => self.audits.end(pair, *why),
+                Notice::Health { .. }
+                | Notice::BadTarget { .. }
+                | Notice::IspOutage { .. }
+                | Notice::PolicyUses { .. }
+                | Notice::Configured { .. }
+                | Notice::GatewayMac { .. } => {}
+            }
         }
         let lines = self.recorder.take_lines();
         if let Some(journal) = &mut self.journal {
@@ -369,6 +386,10 @@ impl Core {
                 let done = self.operate(request);
                 answer(reply, done);
             }
+            Ask::Audit { pair, span, isolated, reply } => {
+                let done = self.audit(&pair, span, isolated);
+                answer(reply, done);
+            }
         }
     }
 
@@ -376,14 +397,31 @@ impl Core {
         let Some(accepted) = &self.accepted else {
             return Err(refusal("not-configured", "routerd has no configuration yet"));
         };
-        let (Request::Drain { wan } | Request::Undrain { wan } | Request::FailTest { wan, .. }) = &request;
-        if !accepted.config.wans.contains_key(wan) {
-            let known = accepted.config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            return Err(refusal("unknown-wan", format!("there is no wan `{wan}`; there are: {known}")));
+        match &request {
+            Request::Drain { wan } | Request::Undrain { wan } | Request::FailTest { wan, .. } => {
+                if !accepted.config.wans.contains_key(wan) {
+                    let known = accepted.config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    return Err(refusal("unknown-wan", format!("there is no wan `{wan}`; there are: {known}")));
+                }
+            }
+            Request::Audit { .. } | Request::EndAudit { .. } => {}
         }
         info!(?request, "an operator asks");
         self.event(&Event::Request(request));
         Ok(())
+    }
+
+    fn audit(&mut self, pair: &Pair, span: Duration, isolated: bool) -> Result<(), Refusal> {
+        let Some(accepted) = &self.accepted else {
+            return Err(refusal("not-configured", "routerd has no configuration yet"));
+        };
+        if self.applying.is_some() {
+            return Err(refusal("busy", "an apply is under way"));
+        }
+        let running = self.recorder.router().snapshot(self.now()).audits;
+        audit::check(&accepted.config, &running, pair, span, isolated)
+            .map_err(|unfit| refusal("audit", unfit.to_string()))?;
+        self.operate(Request::Audit { pair: pair.clone(), span })
     }
 
     /// The site file is on a disk, and the loop waits for none.
@@ -490,6 +528,8 @@ fn log(notice: &Notice) {
             let mac = mac.map(|bytes| bytes.map(|byte| format!("{byte:02x}")).join(":"));
             info!(%wan, %family, mac, "the gateway's MAC changed");
         }
+        Notice::Audited { pair, span } => warn!(%pair, ?span, "an audit lets pass what no entry of this cell allows"),
+        Notice::AuditEnded { pair, why } => info!(%pair, why = why.told(), "the audit has ended"),
     }
 }
 

@@ -12,6 +12,7 @@ use config::model::{
 };
 use config::units::{Family, Line, PolicyId, Tier, VlanId, WanId, Weight};
 use mwan::Time;
+use mwan::audit::Audit;
 use mwan::decide::Decision;
 use mwan::event::Health;
 use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, WanStatus};
@@ -175,6 +176,10 @@ pub(crate) fn view() -> View {
                 last_resort_active: BTreeMap::new(),
             }],
             isp_outage: BTreeMap::new(),
+            audits: BTreeMap::from([(
+                "compute->dev".parse().unwrap(),
+                Audit { until: now + Duration::from_mins(9), span: Duration::from_mins(10) },
+            )]),
         },
         decision: Decision::default(),
         applies: Applies {
@@ -207,6 +212,7 @@ pub(crate) fn counters() -> Counters {
     let pair = |from: &str, to: &str| (from.parse().unwrap(), to.parse().unwrap());
     let wan = |id| WanId::new(id).unwrap();
     Counters {
+        audited: BTreeMap::from([(pair("vlan60", "vlan50"), Count { packets: 3, bytes: 180 })]),
         denied: BTreeMap::from([(pair("vlan50", "vlan60"), Count { packets: 42, bytes: 2520 })]),
         allowed: BTreeMap::from([
             (pair("vlan60", "vlan50"), Count { packets: 7, bytes: 420 }),

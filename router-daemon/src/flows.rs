@@ -15,7 +15,7 @@ use mwan::state::FlowClass;
 pub use self::book::{Book, Cache, Carried, Counts, Sight};
 pub use self::topology::{Lan, Line, Link, Port, Topology};
 use self::topology::{Place, Spot};
-use crate::kernel::Tuple;
+use crate::kernel::{Tuple, is_audited};
 
 /// What conntrack tells of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +47,12 @@ impl Tracked {
         FlowClass::from_mark(self.family(), self.mark)
     }
 
-    /// Both ends have spoken, and every packet is like the last: the kernel need not look at each.
+    /// Both ends have spoken, and every packet is like the last: the kernel need not look at each. Never where it passes
+    /// for an audit only, which the rules end.
     pub fn is_settled(&self) -> bool {
+        if is_audited(self.mark) {
+            return false;
+        }
         let settled = match self.original.protocol {
             TCP => self.tcp_state == Some(ESTABLISHED),
             UDP => true,

@@ -127,6 +127,8 @@ pub enum What {
     },
     /// The fast path went on or off; off without a reason is as the site file says.
     FastPath { on: bool, reason: Option<String> },
+    /// What no entry of a cell (`office->guests`) allows passes for `seconds`; or passes no longer, and why.
+    Audit { cell: String, seconds: Option<u64>, ended: Option<String> },
 }
 
 impl What {
@@ -140,6 +142,12 @@ impl What {
             Notice::GatewayMac { wan, family, mac } => {
                 let mac = mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
                 Self::Gateway { wan, family, mac }
+            }
+            Notice::Audited { pair, span } => {
+                Self::Audit { cell: pair.to_string(), seconds: Some(span.as_secs()), ended: None }
+            }
+            Notice::AuditEnded { pair, why } => {
+                Self::Audit { cell: pair.to_string(), seconds: None, ended: Some(why.told().to_owned()) }
             }
             Notice::Configured { .. } => return None,
         })
@@ -162,6 +170,7 @@ impl What {
             Self::RolledBack { .. } => EventKind::RolledBack,
             Self::Drift { .. } => EventKind::Drift,
             Self::FastPath { .. } => EventKind::FastPath,
+            Self::Audit { .. } => EventKind::Audit,
         }
     }
 
@@ -193,12 +202,14 @@ impl What {
             Self::Target { bad: true, .. }
             | Self::RolledBack { .. }
             | Self::Drift { .. }
+            | Self::Audit { ended: None, .. }
             | Self::FastPath { on: false, reason: Some(_) } => Severity::Warning,
             Self::Policy { .. }
             | Self::Target { bad: false, .. }
             | Self::Outage { outage: false, .. }
             | Self::Applied { .. }
             | Self::Confirmed { .. }
+            | Self::Audit { .. }
             | Self::FastPath { .. } => Severity::Notice,
             Self::Gateway { .. } => Severity::Info,
         }
@@ -243,6 +254,10 @@ impl fmt::Display for What {
             Self::FastPath { on: true, .. } => f.write_str("the fast path is on"),
             Self::FastPath { on: false, reason: Some(reason) } => write!(f, "there is no fast path: {reason}"),
             Self::FastPath { on: false, reason: None } => f.write_str("the fast path is off"),
+            Self::Audit { cell, ended: Some(why), .. } => write!(f, "the audit of {cell} has ended: {why}"),
+            Self::Audit { cell, seconds, ended: None } => {
+                write!(f, "what no entry of {cell} allows passes for {} s", seconds.unwrap_or_default())
+            }
         }
     }
 }
@@ -381,6 +396,7 @@ mod tests {
             What::RolledBack { cause: "operator".to_owned(), reason: String::new() },
             What::Drift { repairs: vec![] },
             What::FastPath { on: true, reason: None },
+            What::Audit { cell: "office->guests".to_owned(), seconds: Some(600), ended: None },
         ];
         let kinds: Vec<_> = every.iter().map(What::kind).collect();
         assert_eq!(kinds, EventKind::ALL);

@@ -4,16 +4,18 @@
 //! Below: netlink for links, addresses, rules, routes, conntrack, bucket maps and nflog; `nft` as a child process
 //! for whole rulesets. Nothing on the failover path (`SetBuckets`, `Bury`, `Revive`) runs another program.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use config::Config;
 use config::model::Kick;
-use config::units::Family;
+use config::units::{Family, IfName, Mark};
 use mwan::matrix::{self, Protocol};
-use mwan::state::FlowClass;
+use mwan::state::{AUDIT_GRACE, Address, FlowClass, LinkPair};
 use mwan::{KernelState, Step};
 
 use self::burial::Burials;
@@ -129,6 +131,13 @@ impl LinuxKernel {
                 self.fast_path.set(path.as_deref(), &links).await;
                 Ok(())
             }
+            Step::EndAudit(pair) => {
+                self.table.end_audit(pair)?;
+                let links = links::Table::read(rtnl).await?;
+                let addresses = routing::addresses(rtnl, &links).await?;
+                end_audited_flows(pair.clone(), addresses).await
+            }
+            Step::BeginAudit { pair, span } => self.table.begin_audit(pair, *span + AUDIT_GRACE),
             Step::Revive(class) => {
                 self.burials.stop(*class);
                 self.table.remove_dead(*class)?;
@@ -173,6 +182,7 @@ impl Kernel for LinuxKernel {
                 .map(|class| (class, want.dead.get(&class).copied().unwrap_or(Kick::All)))
                 .collect(),
             fast_path: self.fast_path.observe(want.fast_path.as_ref(), &links),
+            audited: read("the audited pairs", self.table.audited())?,
         })
     }
 
@@ -210,6 +220,26 @@ pub async fn talkers() -> io::Result<Tally> {
     .await
 }
 
+/// Ends the flows that an audit let pass from one link to the other. The rules deny them already; without their entries
+/// their ends begin anew under what the config says then.
+async fn end_audited_flows((from, to): LinkPair, addresses: BTreeSet<Address>) -> io::Result<()> {
+    aside(move || {
+        let behind = |link: &IfName, host: IpAddr| {
+            addresses.iter().any(|address| address.link == *link && address.net.contains(&host))
+        };
+        let condemned = |mark: Mark, tuple: conntrack::Tuple, _| {
+            is_audited(mark) && behind(&from, tuple.source) && behind(&to, tuple.destination)
+        };
+        conntrack::sweep(&mut Socket::open(NETLINK_NETFILTER)?, condemned, true).map(drop)
+    })
+    .await
+}
+
+/// A flow that no cell allows, in the audit of one.
+pub(crate) fn is_audited(mark: Mark) -> bool {
+    mark.0 & FlowClass::MASK == Mark::AUDIT.0
+}
+
 /// How many live flows this config denies or leaves without their line; with `end`, none of them lives on.
 pub async fn doomed_flows(config: Arc<Config>, end: bool) -> io::Result<u64> {
     aside(move || {
@@ -223,7 +253,9 @@ pub async fn doomed_flows(config: Arc<Config>, end: bool) -> io::Result<u64> {
                 other => Protocol::Other(other),
             };
             let class = FlowClass::from_mark(Family::of(tuple.source), mark);
-            class.is_some_and(|class| matrix::loses_line(&config, class, tuple.source, back.destination))
+            // An audit ends with the config it began under; what it let pass begins anew under this one.
+            is_audited(mark)
+                || class.is_some_and(|class| matrix::loses_line(&config, class, tuple.source, back.destination))
                 || matrix::would_deny(&config, tuple.source, tuple.destination, protocol, class.map(|class| class.wan))
         };
         conntrack::sweep(&mut Socket::open(NETLINK_NETFILTER)?, condemned, end)

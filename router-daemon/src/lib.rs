@@ -3,6 +3,7 @@
 mod accept;
 pub mod api;
 pub mod ask;
+pub mod audits;
 pub mod counters;
 pub mod difference;
 pub mod event_log;

@@ -318,6 +318,18 @@ fn matrix(page: &mut Page, status: &Status) {
         "Forwarded packets that belong to no connection",
         cells().map(|(of, cell)| (of, cell.invalid_packets)),
     );
+    page.counters(
+        "quadway_cell_audited_flows",
+        "Forwarded flows no cell allowed and an audit let pass",
+        cells().filter(|(_, cell)| cell.audited_flows > 0).map(|(of, cell)| (of, cell.audited_flows)),
+    );
+    page.gauges(
+        "quadway_audit_remaining_seconds",
+        "How long the cell is audited yet: what no entry of it allows passes",
+        status.audits.iter().map(|audit| {
+            (vec![("from", audit.from.clone()), ("to", audit.to.clone())], number(audit.remaining_seconds))
+        }),
+    );
     let inputs = status.denied_input.iter();
     page.counters(
         "quadway_input_denied_packets",
@@ -347,11 +359,13 @@ fn bounded(cells: &[CellCount]) -> Cow<'_, [CellCount]> {
             denied_packets: 0,
             denied_bytes: 0,
             invalid_packets: 0,
+            audited_flows: 0,
         });
         sum.allowed_flows += cell.allowed_flows;
         sum.denied_packets += cell.denied_packets;
         sum.denied_bytes += cell.denied_bytes;
         sum.invalid_packets += cell.invalid_packets;
+        sum.audited_flows += cell.audited_flows;
     }
     senders.into_values().collect()
 }

@@ -265,6 +265,8 @@ fn moves_traffic_only(step: &Step) -> bool {
         | Step::AddRule(_)
         | Step::LoadRuleset { .. }
         | Step::SetFastPath(_)
+        | Step::EndAudit(_)
+        | Step::BeginAudit { .. }
         | Step::SetLateSysctl { .. }
         | Step::DeleteRule(_)
         | Step::DeleteAddress(_)
@@ -308,6 +310,8 @@ impl Failed {
             // Others do not rely on these. A deletion that failed is tried again.
             Step::SetSysctl { .. }
             | Step::SetFastPath(_)
+            | Step::EndAudit(_)
+            | Step::BeginAudit { .. }
             | Step::Bury(_)
             | Step::SetLateSysctl { .. }
             | Step::DeleteRule(_)
@@ -324,7 +328,7 @@ impl Failed {
             return true;
         }
         match step {
-            Step::CloseDoor | Step::LoadRuleset { .. } | Step::AddRule(_) => false,
+            Step::CloseDoor | Step::LoadRuleset { .. } | Step::AddRule(_) | Step::EndAudit(_) => false,
             Step::SetLink { name, link } => {
                 self.links.contains(name) || link.master.as_ref().is_some_and(|master| self.links.contains(master))
             }
@@ -332,7 +336,9 @@ impl Failed {
             Step::AddAddress(address) => self.links.contains(&address.link),
             Step::SetRoute { hop, .. } => link_of(hop).is_some_and(|link| self.links.contains(link)),
             // The programs may deny what the old ruleset lets pass.
-            Step::SetFastPath(_) | Step::Revive(_) | Step::SetLateSysctl { .. } => self.ruleset,
+            Step::SetFastPath(_) | Step::BeginAudit { .. } | Step::Revive(_) | Step::SetLateSysctl { .. } => {
+                self.ruleset
+            }
             Step::SetBuckets { .. } | Step::Bury(_) => self.ruleset || self.traffic,
             Step::DeleteAddress(address) => self.ruleset || self.make || self.links.contains(&address.link),
             Step::DeleteRule(_) | Step::DeleteRoute(_) | Step::DeleteLink(_) => self.ruleset || self.make,

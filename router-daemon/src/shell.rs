@@ -125,6 +125,10 @@ const EXAMPLES: &[(&str, &str)] = &[
          routerctl explain wan2",
     ),
     ("routerctl denied", "Example:\n  routerctl denied --follow"),
+    (
+        "routerctl audit",
+        "Examples:\n  routerctl audit 'office->guests' --for 10m\n  routerctl audit 'office->guests' --stop",
+    ),
     ("routerctl wan", "Example:\n  routerctl wan drain wan2"),
     ("routerctl wan drain", "Example:\n  routerctl wan drain wan2 && routerctl status"),
     ("routerctl wan undrain", "Example:\n  routerctl wan undrain wan2"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use config::Config;
 use config::model::{Allow, Cell, Internet, LastResort, Permit, PortRole, Wan};
 use config::units::{BitRate, Family, IfName};
+use mwan::audit::{Audit, Pair};
 use mwan::event::Health;
 use mwan::router::{LineStatus, WanStatus};
 use mwan::state::ZoneId;
@@ -46,6 +47,9 @@ pub struct Status {
     /// The packet path ahead of the kernel's. What it denied counts among the cells.
     #[serde(default)]
     pub fast_path: FastCount,
+    /// Cells whose default deny lets pass for a time.
+    #[serde(default)]
+    pub audits: Vec<AuditLine>,
     /// What others do with the bits of marks that are ours, told to a person.
     #[serde(default)]
     pub foreign_marks: Vec<String>,
@@ -61,6 +65,14 @@ pub struct Status {
     /// Who is told what changes.
     #[serde(default)]
     pub outlets: Vec<OutletLine>,
+}
+
+/// A cell of the matrix that is audited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuditLine {
+    pub from: String,
+    pub to: String,
+    pub remaining_seconds: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -197,6 +209,9 @@ pub struct CellCount {
     pub denied_packets: u64,
     pub denied_bytes: u64,
     pub invalid_packets: u64,
+    /// Flows that no entry allows and an audit let pass.
+    #[serde(default)]
+    pub audited_flows: u64,
 }
 
 /// Puts the names to the numbers.
@@ -221,6 +236,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         counters_missing: counters.as_ref().err().cloned(),
         conntrack: counted.conntrack,
         fast_path: counted.fast_path.clone(),
+        audits: Vec::new(),
         foreign_marks: Vec::new(),
         https: None,
         ports: Vec::new(),
@@ -241,6 +257,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         status.cells = cells(config, counted);
         status.ports = ports(config, counted);
         status.entries = entries(config);
+        status.audits = audits(view);
         let by_zone = |counts: &BTreeMap<IfName, Count>| {
             counts.iter().map(|(interface, count)| (zone_behind(config, interface), count.packets)).collect()
         };
@@ -248,6 +265,15 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         status.spoofed = by_zone(&counted.spoofed);
     }
     status
+}
+
+fn audits(view: &View) -> Vec<AuditLine> {
+    let line = |(pair, audit): (&Pair, &Audit)| AuditLine {
+        from: pair.from.to_string(),
+        to: pair.to.to_string(),
+        remaining_seconds: audit.until.since(view.snapshot.now).as_secs(),
+    };
+    view.snapshot.audits.iter().map(line).collect()
 }
 
 fn wan_line(view: &View, config: &Config, wan: &Wan, status: &WanStatus, counters: &Counters) -> WanLine {
@@ -402,7 +428,12 @@ fn entries(config: &Config) -> Vec<EntryLine> {
 }
 
 fn cells(config: &Config, counters: &Counters) -> Vec<CellCount> {
-    let pairs = counters.allowed.keys().chain(counters.denied.keys()).chain(counters.invalid.keys());
+    let pairs = counters
+        .allowed
+        .keys()
+        .chain(counters.denied.keys())
+        .chain(counters.invalid.keys())
+        .chain(counters.audited.keys());
     pairs
         .collect::<BTreeSet<_>>()
         .into_iter()
@@ -413,6 +444,7 @@ fn cells(config: &Config, counters: &Counters) -> Vec<CellCount> {
             denied_packets: counters.denied.get(pair).map_or(0, |count| count.packets),
             denied_bytes: counters.denied.get(pair).map_or(0, |count| count.bytes),
             invalid_packets: counters.invalid.get(pair).map_or(0, |count| count.packets),
+            audited_flows: counters.audited.get(pair).map_or(0, |count| count.packets),
         })
         .collect()
 }
@@ -481,6 +513,9 @@ impl Status {
         }
         if let Some(why) = &self.applies.rolled_back {
             note(f, 2, &format!("the last change was rolled back: {why}"))?;
+        }
+        for audit in &self.audits {
+            note(f, 2, &audit.to_string())?;
         }
         if let Some(why) = &self.applies.failing {
             note(f, 2, &format!("not as it should be: {why}"))?;
@@ -635,6 +670,18 @@ impl Status {
             )?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for AuditLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, remaining_seconds } = self;
+        let left = humantime::format_duration(Duration::from_secs(*remaining_seconds)).to_string().replace(' ', "");
+        write!(
+            f,
+            "{from}->{to} is audited: what no entry of it allows passes for {left} yet; `routerctl audit '{from}->{to}' \
+             --stop` ends it"
+        )
     }
 }
 

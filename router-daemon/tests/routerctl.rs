@@ -123,7 +123,7 @@ fn core() -> Core {
                     let (code, message) = ("config".to_owned(), "it reached the loop".to_owned());
                     drop(reply.send(Err(router_daemon::ask::Refusal { code, message })));
                 }
-                Ask::Operator { reply, .. } => drop(reply.send(Ok(()))),
+                Ask::Operator { reply, .. } | Ask::Audit { reply, .. } => drop(reply.send(Ok(()))),
                 Ask::View(_) | Ask::Plan { .. } => {}
             }
         }

@@ -252,7 +252,9 @@ impl World {
             | Notice::IspOutage { .. }
             | Notice::PolicyUses { .. }
             | Notice::Configured { .. }
-            | Notice::GatewayMac { .. } => None,
+            | Notice::GatewayMac { .. }
+            | Notice::Audited { .. }
+            | Notice::AuditEnded { .. } => None,
         };
         self.notices.iter().filter_map(|(_, notice)| health(notice)).collect()
     }
@@ -265,7 +267,9 @@ impl World {
             | Notice::IspOutage { .. }
             | Notice::PolicyUses { .. }
             | Notice::Configured { .. }
-            | Notice::GatewayMac { .. } => None,
+            | Notice::GatewayMac { .. }
+            | Notice::Audited { .. }
+            | Notice::AuditEnded { .. } => None,
         })
     }
 }

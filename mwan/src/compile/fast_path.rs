@@ -192,6 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn an_audited_pair_is_left_to_the_ruleset_both_ways() {
+        let site = fixture::site();
+        let mut state = compile(&site, &fixture::decision(&site), &everything());
+        let denied = |state: &crate::state::KernelState| state.fast_path.as_ref().unwrap().denied.len();
+        assert_eq!(denied(&state), 3, "office->servers, servers->outside, servers->office");
+        crate::compile::audit(
+            &mut state,
+            &site,
+            &"office->servers".parse().unwrap(),
+            std::time::Duration::from_secs(9),
+        );
+        assert_eq!(denied(&state), 1);
+        assert_eq!(state.audited.len(), 1, "the answers belong to flows");
+    }
+
+    #[test]
     fn what_is_the_routers_or_everybodys_is_left_to_the_ruleset() {
         let homes = compiled(&fixture::site()).homes;
         let home = |net: &str| homes.get(&net.parse::<IpNet>().unwrap()).copied();

@@ -136,6 +136,7 @@ impl Table<'_> {
             ("denied", "ifname . ifname"),
             ("allowed", "ifname . ifname"),
             ("invalid", "ifname . ifname"),
+            ("audit_flows", "ifname . ifname"),
             ("denied_in", "ifname"),
             ("spoofed", "ifname"),
             ("chosen", "mark"),
@@ -152,6 +153,12 @@ impl Table<'_> {
                 self.sets.insert(meter(kind, rate), body);
             }
         }
+        // The kernel takes elements out of it by itself: an audit ends though nobody lives to end it.
+        self.sets.insert("audited".to_owned(), "type ifname . ifname\nsize 64\nflags timeout".to_owned());
+        self.sets.insert(
+            meter("audit", AUDIT_RATE),
+            format!("type ifname . ifname\nsize 65535\nflags dynamic\nlimit rate {AUDIT_RATE}/second burst {AUDIT_RATE} packets"),
+        );
         self.sets.insert("dead".to_owned(), "type nf_proto . mark".to_owned());
         for policy in self.config.policies.keys() {
             for family in Family::ALL {
@@ -441,12 +448,17 @@ impl Table<'_> {
                 ));
             }
         }
+        // Before the known flows: one that began in an audit ends with it.
+        let class = Mark::WAN_MASK | Mark::POLICY_MASK;
+        hook.push(format!("ct mark & {class:#010x} == {} goto audited_flow", Mark::AUDIT));
         hook.extend(KNOWN.map(str::to_owned));
         let lines = self.wans(|wan| format!("goto out_{}", wan.id));
         hook.extend(vmap("oifname", &lines));
         hook.extend(self.cells());
+        hook.push("iifname . oifname @audited goto audit".to_owned());
         hook.push("goto deny".to_owned());
         self.chain("hook_forward", hook);
+        self.audit();
         self.chain("pass", vec!["add @allowed { iifname . oifname }".to_owned(), "accept".to_owned()]);
         self.dead_flow();
 
@@ -471,6 +483,22 @@ impl Table<'_> {
             leave.push("goto pass".to_owned());
             self.chain("leave", leave);
         }
+    }
+
+    /// What an audited cell does not allow. Only where it is the first of a flow: the middle of a connection that is
+    /// not known says nothing about a service.
+    fn audit(&mut self) {
+        let class = Mark::WAN_MASK | Mark::POLICY_MASK;
+        let rules = vec![
+            "tcp flags & (fin | syn | rst | ack) != syn goto deny".to_owned(),
+            "add @audit_flows { iifname . oifname }".to_owned(),
+            format!("add @{} {{ iifname . oifname }} {}", meter("audit", AUDIT_RATE), log("audit")),
+            format!("ct mark set ct mark & {:#010x} | {}", !class, Mark::AUDIT),
+            "accept".to_owned(),
+        ];
+        self.chain("audit", rules);
+        let known = ["iifname . oifname @audited accept", "oifname . iifname @audited accept", "goto deny"];
+        self.chain("audited_flow", known.map(str::to_owned).to_vec());
     }
 
     /// Flows of a dead class whose conntrack entry is still there.
@@ -716,6 +744,8 @@ const BOGONS: [&str; 16] = [
 /// Which log meters there are, and what each is kept per.
 const METERS: [(&str, &str); 4] =
     [("forward", "ifname . ifname"), ("input", "ifname"), ("spoof", "ifname"), ("invalid", "ifname . ifname")];
+/// Flows of an audited cell that are told in a second.
+const AUDIT_RATE: u32 = 200;
 const NEIGHBOUR_DISCOVERY: &str = "nd-neighbor-solicit, nd-neighbor-advert";
 /// Two comparisons and not one verdict map: a packet that meets them while a transaction takes effect must not fall
 /// through as if its flow were unknown.

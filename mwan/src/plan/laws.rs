@@ -1,6 +1,7 @@
 //! The laws of a plan, over random sites, decisions, links and kernels that somebody meddled with.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use config::Config;
 use config::model::{Kick, PortRole};
@@ -9,7 +10,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::FORWARDING;
-use crate::compile::compile;
+use crate::compile::{audit, compile};
 use crate::decide::Decision;
 use crate::fixture;
 use crate::links::Links;
@@ -152,8 +153,8 @@ fn kernels() -> impl Strategy<Value = (KernelState, KernelState)> {
 }
 
 fn goal() -> impl Strategy<Value = KernelState> {
-    (site(), prop::collection::btree_set(0..4_usize, 0..3), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(site, missing, renamed, second_line, dead)| {
+    (site(), prop::collection::btree_set(0..4_usize, 0..3), any::<[bool; 5]>()).prop_map(
+        |(site, missing, [renamed, second_line, dead, audited, audited_back])| {
             let names = ["eth0", "eth1", if renamed { "old3" } else { "eth2" }, "eth3"];
             let present: Vec<_> =
                 names.iter().enumerate().filter(|(n, _)| !missing.contains(n)).map(|(_, name)| *name).collect();
@@ -173,7 +174,13 @@ fn goal() -> impl Strategy<Value = KernelState> {
             if renamed && let Some(port) = site.ports.get_mut(&"eth2".parse::<IfName>().unwrap()) {
                 port.find = config::model::PortFind::Name("old3".parse().unwrap());
             }
-            wanted(&site, &decision, &fixture::ethernet(&present))
+            let mut wanted = wanted(&site, &decision, &fixture::ethernet(&present));
+            for (chosen, pair) in [(audited, "office->servers"), (audited_back, "servers->office")] {
+                if chosen {
+                    audit(&mut wanted, &site, &pair.parse().unwrap(), Duration::from_mins(10));
+                }
+            }
+            wanted
         },
     )
 }
@@ -255,6 +262,7 @@ impl Drift {
                     if matches!(self, Self::NoTable) { RulesetState::Absent } else { RulesetState::Unknown };
                 state.buckets.clear();
                 state.dead.clear();
+                state.audited.clear();
             }
             Self::NoRule(index) => {
                 let gone = state.rules.iter().nth(nth(index, state.rules.len())).cloned();
@@ -350,13 +358,15 @@ fn rank(step: &Step) -> u8 {
         Step::AddRule(_) => 5,
         Step::LoadRuleset { .. } => 6,
         Step::SetFastPath(_) => 7,
-        Step::Revive(_) => 8,
-        Step::SetBuckets { .. } => 9,
-        Step::Bury(_) => 10,
-        Step::SetLateSysctl { .. } => 11,
-        Step::DeleteRule(_) => 12,
-        Step::DeleteRoute(_) => 13,
-        Step::DeleteAddress(_) => 14,
-        Step::DeleteLink(_) => 15,
+        Step::EndAudit(_) => 8,
+        Step::BeginAudit { .. } => 9,
+        Step::Revive(_) => 10,
+        Step::SetBuckets { .. } => 11,
+        Step::Bury(_) => 12,
+        Step::SetLateSysctl { .. } => 13,
+        Step::DeleteRule(_) => 14,
+        Step::DeleteRoute(_) => 15,
+        Step::DeleteAddress(_) => 16,
+        Step::DeleteLink(_) => 17,
     }
 }

@@ -847,3 +847,41 @@ fn standby_world(failback: Failback) -> World {
     }
     world
 }
+
+#[test]
+fn an_audit_passes_its_cell_and_ends_by_time_by_order_and_with_the_config() {
+    let site = crate::fixture::site();
+    let mut world = World::new(site.clone());
+    world.run(secs(1));
+    let pair: Pair = "office->servers".parse().unwrap();
+    let audited = |world: &World| world.router().wanted().unwrap().audited.keys().cloned().collect::<Vec<_>>();
+    let ends = |world: &World| {
+        let ends = world.notices.iter().filter_map(|(_, notice)| match notice {
+            Notice::AuditEnded { why, .. } => Some(*why),
+            Notice::Health { .. }
+            | Notice::BadTarget { .. }
+            | Notice::IspOutage { .. }
+            | Notice::PolicyUses { .. }
+            | Notice::Configured { .. }
+            | Notice::GatewayMac { .. }
+            | Notice::Audited { .. } => None,
+        });
+        ends.collect::<Vec<_>>()
+    };
+    let interfaces = ("vlan10".parse().unwrap(), "vlan30".parse().unwrap());
+    world.request(Request::Audit { pair: pair.clone(), span: secs(30) });
+    assert_eq!(audited(&world), [interfaces]);
+    world.run(secs(29));
+    assert_eq!(world.router().snapshot(world.now).audits[&pair].span, secs(30));
+    world.run(secs(2));
+    assert_eq!((audited(&world), ends(&world)), (vec![], vec![AuditEnd::Time]));
+
+    world.request(Request::Audit { pair: pair.clone(), span: secs(7200) });
+    assert_eq!(world.router().snapshot(world.now).audits[&pair].span, audit::LONGEST, "whoever asks for more");
+    world.request(Request::EndAudit { pair: pair.clone() });
+    assert_eq!((audited(&world), ends(&world).last()), (vec![], Some(&AuditEnd::Operator)));
+
+    world.request(Request::Audit { pair: pair.clone(), span: secs(30) });
+    world.handle(&Event::Config(Arc::new(site)));
+    assert_eq!((audited(&world), ends(&world).last()), (vec![], Some(&AuditEnd::Config)));
+}

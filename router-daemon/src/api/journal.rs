@@ -40,6 +40,10 @@ impl fmt::Display for JournalLine {
             What::Request(Request::FailTest { wan, span }) => {
                 Some(format!("an operator declares {wan} lost for {}", humantime::format_duration(*span)))
             }
+            What::Request(Request::Audit { pair, span }) => {
+                Some(format!("an operator audits {pair} for {}", humantime::format_duration(*span)))
+            }
+            What::Request(Request::EndAudit { pair }) => Some(format!("an operator ends the audit of {pair}")),
             What::Reply { wan, target, seq, outcome } => {
                 let told = match outcome {
                     Outcome::Answered { rtt } => format!("answered after {:.2} ms", rtt.as_secs_f64() * 1e3),

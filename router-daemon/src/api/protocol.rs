@@ -95,6 +95,19 @@ pub enum Call {
         wan: String,
         milliseconds: u64,
     },
+    /// For so long let pass, log and count what no entry of this cell (`office->guests`) allows. A stream: when it ends,
+    /// each flow as it is seen, and last what came of it. It goes on where the stream is closed.
+    Audit {
+        cell: String,
+        milliseconds: u64,
+        /// Also from a VLAN that may open nothing to any other.
+        #[serde(default)]
+        isolated: bool,
+    },
+    /// End the audit of a cell; what came of it, also where it has ended already.
+    EndAudit {
+        cell: String,
+    },
 }
 
 /// What a client may do. Who has which role is told where it came in; see [`super::server`].
@@ -149,18 +162,23 @@ impl Call {
             | Self::Rollback { .. }
             | Self::Drain { .. }
             | Self::Undrain { .. }
-            | Self::FailTest { .. } => Role::Operator,
+            | Self::FailTest { .. }
+            | Self::Audit { .. }
+            | Self::EndAudit { .. } => Role::Operator,
         }
     }
 
     /// Whether the answer may have several lines.
     pub(super) fn streams(&self) -> bool {
-        matches!(self, Self::Denied { follow: true } | Self::Journal { .. } | Self::Events)
+        matches!(self, Self::Denied { follow: true } | Self::Journal { .. } | Self::Events | Self::Audit { .. })
     }
 
-    /// Whether it has no end.
+    /// Whether it waits for what is to come.
     pub(super) fn follows(&self) -> bool {
-        matches!(self, Self::Denied { follow: true } | Self::Journal { follow: true, .. } | Self::Events)
+        matches!(
+            self,
+            Self::Denied { follow: true } | Self::Journal { follow: true, .. } | Self::Events | Self::Audit { .. }
+        )
     }
 
     /// The word in the `call` field.
@@ -184,6 +202,8 @@ impl Call {
             Self::Drain { .. } => "drain",
             Self::Undrain { .. } => "undrain",
             Self::FailTest { .. } => "fail-test",
+            Self::Audit { .. } => "audit",
+            Self::EndAudit { .. } => "end-audit",
         }
     }
 }
@@ -352,6 +372,11 @@ pub(super) mod tests {
                 Call::FailTest { wan: "wan1".into(), milliseconds: 1500 },
                 r#"{"v":1,"call":"fail-test","wan":"wan1","milliseconds":1500}"#,
             ),
+            (
+                Call::Audit { cell: "dev->compute".into(), milliseconds: 1500, isolated: false },
+                r#"{"v":1,"call":"audit","cell":"dev->compute","milliseconds":1500,"isolated":false}"#,
+            ),
+            (Call::EndAudit { cell: "dev->compute".into() }, r#"{"v":1,"call":"end-audit","cell":"dev->compute"}"#),
         ]
     }
 

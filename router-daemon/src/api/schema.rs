@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::protocol::{Call, VERSION};
 use crate::ask::{ApplyReport, Refusal};
+use crate::audits::AuditReport;
 use crate::difference::{Difference, TextDifference};
 use crate::happening::Happening;
 use crate::history::{ConfigText, Entry};
@@ -30,6 +31,7 @@ pub fn schema() -> Value {
         ("config", reference::<ConfigText>(types)),
         ("diff", reference::<TextDifference>(types)),
         ("flows", reference::<Talkers>(types)),
+        ("end-audit", reference::<AuditReport>(types)),
         ("events", reference::<Happening>(types)),
     ]
     .into_iter()

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use config::Config;
+use mwan::audit::{self, Pair};
 use mwan::event::Request;
 use mwan::explain::{Question, explain};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -36,9 +38,10 @@ use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok, refusal};
 use crate::accept;
 use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside};
+use crate::audits::AuditReport;
 use crate::counters::{CounterSource, Counters};
 use crate::difference::{self, Difference, TextDifference};
-use crate::event_log::EventLog;
+use crate::event_log::{EventLog, Kind};
 use crate::happening::Happenings;
 use crate::history::{self, ConfigText, History};
 use crate::kernel::Ledger;
@@ -314,6 +317,9 @@ impl Core {
             Call::Denied { follow: true } => follow(peer, self.denied.follow()).await,
             Call::Events => follow(peer, self.happenings.follow()).await,
             Call::Journal { follow, all } => journal(peer, self.journal.as_deref(), follow, all).await,
+            Call::Audit { cell, milliseconds, isolated } => {
+                audit(peer, self, &cell, Duration::from_millis(milliseconds), isolated).await
+            }
             call @ (Call::Status
             | Call::Version
             | Call::Plan { .. }
@@ -329,7 +335,8 @@ impl Core {
             | Call::Flows { .. }
             | Call::Drain { .. }
             | Call::Undrain { .. }
-            | Call::FailTest { .. }) => {
+            | Call::FailTest { .. }
+            | Call::EndAudit { .. }) => {
                 let answer = self.answer(call, author).await.unwrap_or_else(Answer::Error);
                 peer.send(&answer).await
             }
@@ -372,8 +379,31 @@ impl Core {
                 let span = Duration::from_millis(milliseconds);
                 self.operate(Request::FailTest { wan: wan_name(&wan)?, span }).await?
             }
-            Call::Journal { .. } | Call::Events => Answer::End,
+            Call::EndAudit { cell } => ok(&self.end_audit(&cell).await?),
+            Call::Journal { .. } | Call::Events | Call::Audit { .. } => Answer::End,
         })
+    }
+
+    /// The cell, which must be one of the config in force.
+    async fn cell(&self, cell: &str) -> Result<(Pair, Arc<Config>), Refusal> {
+        let pair: Pair = cell.parse().map_err(|unfit: audit::Unfit| refusal("audit", unfit.to_string()))?;
+        let Some(config) = self.view().await?.config else {
+            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
+        };
+        audit::known(&config, &pair).map_err(|unfit| refusal("audit", unfit.to_string()))?;
+        Ok((pair, config))
+    }
+
+    async fn end_audit(&self, cell: &str) -> Result<AuditReport, Refusal> {
+        let (pair, config) = self.cell(cell).await?;
+        if self.denied.audits.until(&pair).is_some() {
+            self.operate(Request::EndAudit { pair: pair.clone() }).await?;
+            tokio::time::sleep(LAST_WORDS).await;
+        }
+        self.denied
+            .audits
+            .report(&config, &pair)
+            .ok_or_else(|| refusal("audit", format!("{pair} is not audited, and was not since routerd started")))
     }
 
     async fn plan(&self, text: String) -> Result<Difference, Refusal> {
@@ -428,7 +458,9 @@ impl Core {
         };
         let question = Question::read(&config, source, destination, service, None)
             .map_err(|unclear| refusal("unclear", unclear.to_string()))?;
-        let explanation = explain(&config, &view.decision, &question);
+        let mut explanation = explain(&config, &view.decision, &question);
+        let until = explanation.denied_by().and_then(|pair| self.denied.audits.until(&pair));
+        explanation.audited_until = until.map(|until| humantime::format_rfc3339_seconds(until).to_string());
         Ok(ok(&json!({"text": explanation.to_string(), "explanation": explanation})))
     }
 
@@ -456,6 +488,47 @@ fn parsed(text: &str) -> Result<config::Config, Refusal> {
 
 fn wan_name(text: &str) -> Result<config::units::WanName, Refusal> {
     text.parse().map_err(|error| refusal("unknown-wan", format!("{text:?} is no name of a WAN: {error}")))
+}
+
+/// Begins an audit and follows it to its end.
+async fn audit(peer: &mut impl Lines, core: &Core, cell: &str, span: Duration, isolated: bool) -> io::Result<()> {
+    let mut logged = core.denied.follow();
+    let begun = async {
+        let (pair, _) = core.cell(cell).await?;
+        core.ask(VIEW_TIMEOUT, |reply| Ask::Audit { pair: pair.clone(), span, isolated, reply }).await??;
+        Ok::<_, Refusal>(pair)
+    };
+    let pair = match begun.await {
+        Ok(pair) => pair,
+        Err(refusal) => return peer.send(&Answer::Error(refusal)).await,
+    };
+    let until = core.denied.audits.until(&pair).map(|until| humantime::format_rfc3339_seconds(until).to_string());
+    peer.send(&ok(&json!({"cell": pair, "until": until}))).await?;
+    let cell = pair.to_string();
+    let mut last_words = None;
+    loop {
+        // What passed before the end may still be on its way from the packet log.
+        if last_words.is_none() && core.denied.audits.until(&pair).is_none() {
+            last_words = Some(Instant::now() + LAST_WORDS);
+        }
+        if last_words.is_some_and(|over| over <= Instant::now()) {
+            break;
+        }
+        let answer = tokio::select! {
+            denied = logged.recv() => match denied {
+                Ok(denied) if denied.kind == Kind::Audit && denied.cell == cell => ok(&*denied),
+                Ok(_) => continue,
+                Err(broadcast::error::RecvError::Lagged(missed)) => ok(&json!({"missed": missed})),
+                Err(broadcast::error::RecvError::Closed) => break,
+            },
+            () = tokio::time::sleep(AUDIT_INTERVAL) => continue,
+            () = peer.gone() => return Ok(()),
+        };
+        peer.send(&answer).await?;
+    }
+    let report = core.end_audit(&cell).await.map_or_else(Answer::Error, |report| ok(&json!({"report": report})));
+    peer.send(&report).await?;
+    peer.send(&Answer::End).await
 }
 
 /// Each thing as it is told, and how many were missed where there were too many.
@@ -565,6 +638,9 @@ const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 const APPLY_TIMEOUT: Duration = Duration::from_mins(2);
 /// A longer one is refused at once.
 const MOST_GUARDED: Duration = Duration::from_hours(1);
+/// How long the packet log may take to tell what has passed.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+const AUDIT_INTERVAL: Duration = Duration::from_millis(200);
 const JOURNAL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
@@ -825,7 +901,7 @@ mod tests {
                     Ask::Operator { request: Request::Drain { wan }, reply } if wan.as_str() == "wan9" => {
                         drop(reply.send(Err(refusal("unknown-wan", "there is no wan9".to_owned()))));
                     }
-                    Ask::Operator { reply, .. } => drop(reply.send(Ok(()))),
+                    Ask::Operator { reply, .. } | Ask::Audit { reply, .. } => drop(reply.send(Ok(()))),
                 }
             }
         });

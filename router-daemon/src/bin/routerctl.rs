@@ -18,6 +18,7 @@ use router_daemon::api::journal::{JournalLine, notice};
 use router_daemon::api::protocol::Call;
 use router_daemon::api::schema;
 use router_daemon::ask::{ApplyReport, How};
+use router_daemon::audits::AuditReport;
 use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::happening::Happening;
@@ -109,6 +110,29 @@ enum Command {
         /// What the site file would have to say to allow each.
         #[arg(short, long)]
         why: bool,
+    },
+    /// Let pass for a time what no entry of a cell allows, tell what it is, and propose the entry that would allow it.
+    ///
+    /// Each flow is told as it begins. It ends after its time, with --stop, and with any configuration that takes effect;
+    /// then what began in it is denied again, at once. The kernel keeps the time too: it ends though routerd dies.
+    /// Closing this command does not end it.
+    ///
+    /// Only cells between two VLANs are audited: nothing from or to a line, and nothing to the router itself. What is
+    /// spoofed, and what belongs to no known connection, stays denied. It is refused where an assert of the site file
+    /// would not hold meanwhile.
+    Audit {
+        /// As `routerctl denied` writes it, in quotes: 'office->guests'.
+        #[arg(value_name = "CELL")]
+        cell: String,
+        /// At most an hour.
+        #[arg(long = "for", value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+        span: Duration,
+        /// End it, and tell what came of it; also of one that has ended already.
+        #[arg(long, conflicts_with_all = ["span", "isolated"])]
+        stop: bool,
+        /// Also from a VLAN that may open nothing to any other, as guests or a DMZ.
+        #[arg(long)]
+        isolated: bool,
     },
     /// Take a line out of use, or pretend.
     Wan {
@@ -372,6 +396,23 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                     (None, denied) => denied
                         .map(|denied| Some(format!("{} {denied}{}", denied.time, advice(&denied, *why).trim_end()))),
                 }
+            })
+        }
+        Command::Audit { cell, stop: true, .. } => {
+            let answer = ask(&Call::EndAudit { cell: cell.clone() })?;
+            show_as(json, &answer, |report: AuditReport| report.to_string())
+        }
+        Command::Audit { cell, span, isolated, .. } => {
+            let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            let call = Call::Audit { cell: cell.clone(), milliseconds, isolated: *isolated };
+            stream(arguments, &call, |value| match (value.get("until"), value.get("report"), value.get("missed")) {
+                (Some(until), ..) => Ok(Some(format!(
+                    "{cell} is audited until {}: what no entry of it allows passes",
+                    until.as_str().unwrap_or("its end")
+                ))),
+                (_, Some(report), _) => read::<AuditReport>(report).map(|report| Some(report.to_string())),
+                (.., Some(missed)) => Ok(Some(format!("({missed} more were missed)"))),
+                _ => read::<Denied>(value).map(|seen| Some(format!("{} {seen}", seen.time))),
             })
         }
         Command::Wan { order } => {

@@ -173,6 +173,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         Err(error) => warn!(%error, "denials are counted and not told: the packet log cannot be opened"),
     }
 
+    let audits = denied.audits.clone();
     let (fast_path, ledger) = (kernel.fast_path(), kernel.ledger());
     tasks.spawn(event_log::run_early(fast_path.clone(), config_in_force.clone(), denied.clone()));
     tasks.spawn(fast_path.clone().tell_logs());
@@ -229,6 +230,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         config,
         denials,
         happenings,
+        audits,
         site: Site { file: arguments.config.clone(), state: arguments.state.clone() },
         journal,
         tasks,

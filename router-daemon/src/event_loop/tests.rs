@@ -727,7 +727,8 @@ impl Bench {
                 | What::Target { .. }
                 | What::Outage { .. }
                 | What::Gateway { .. }
-                | What::FastPath { .. } => {}
+                | What::FastPath { .. }
+                | What::Audit { .. } => {}
             }
         }
     }
@@ -782,6 +783,7 @@ fn begin(
         flows,
         config: watch::channel(None).0,
         denials,
+        audits: Audits::default(),
         happenings: happenings.clone(),
         site: site.clone(),
         journal: Some(JournalFile::with_limit(&folder.join("journal"), 10_000).unwrap()),

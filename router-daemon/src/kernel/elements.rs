@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::Duration;
 
 use config::units::{Family, IfName, Mark, WanId};
-use mwan::state::{BUCKETS, BucketKey, Buckets, FlowClass, Slot, TABLE};
+use mwan::state::{AUDIT_GRACE, BUCKETS, BucketKey, Buckets, FlowClass, LinkPair, Slot, TABLE};
 use nix::errno::Errno;
 
 use super::netlink::{Attributes, Message, NLM_F_CREATE, Socket, done_if, errno};
@@ -101,6 +102,41 @@ pub(crate) fn remove_dead(socket: &mut Socket, generation: Generation, class: Fl
     }
 }
 
+/// Lets a pair pass until the kernel's own clock says otherwise. What is there already is not made longer.
+pub(crate) fn add_audited(
+    socket: &mut Socket,
+    generation: Generation,
+    pair: &LinkPair,
+    timeout: Duration,
+) -> io::Result<()> {
+    let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let add = elements_message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, AUDITED, |list| {
+        list.nest(NFTA_LIST_ELEM, |element| {
+            with_key(element, &pair_key(pair)).attr(NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes())
+        })
+    });
+    socket.batch(frame(generation), vec![add])
+}
+
+/// One that is not there has ended by itself.
+pub(crate) fn remove_audited(socket: &mut Socket, generation: Generation, pair: &LinkPair) -> io::Result<()> {
+    let remove = elements_message(NFT_MSG_DELSETELEM, 0, AUDITED, |list| {
+        list.nest(NFTA_LIST_ELEM, |element| with_key(element, &pair_key(pair)))
+    });
+    done_if(socket.batch(frame(generation), vec![remove]), &[Errno::ENOENT]).map(drop)
+}
+
+/// The pairs that pass, and the time each was given.
+pub(crate) fn audited(socket: &mut Socket) -> io::Result<BTreeMap<LinkPair, Duration>> {
+    let mut audited = BTreeMap::new();
+    dump(socket, AUDITED, |element| {
+        let pair = element.nested(NFTA_SET_ELEM_KEY).get(NFTA_DATA_VALUE).and_then(link_pair);
+        let given = Duration::from_millis(element.be64(NFTA_SET_ELEM_TIMEOUT).unwrap_or_default());
+        audited.extend(pair.map(|pair| (pair, given.saturating_sub(AUDIT_GRACE))));
+    })?;
+    Ok(audited)
+}
+
 /// A bucket map as it stands; `None` when it is not one of ours in every element.
 pub(crate) fn buckets(socket: &mut Socket, key: &BucketKey) -> io::Result<Option<Buckets>> {
     let mut slots = BTreeMap::new();
@@ -130,6 +166,7 @@ pub(crate) fn counters(socket: &mut Socket) -> io::Result<Counters> {
     dump(socket, "denied", |element| counters.denied.extend(counted(element, link_pair)))?;
     dump(socket, "allowed", |element| counters.allowed.extend(counted(element, link_pair)))?;
     dump(socket, "invalid", |element| counters.invalid.extend(counted(element, link_pair)))?;
+    dump(socket, "audit_flows", |element| counters.audited.extend(counted(element, link_pair)))?;
     dump(socket, "denied_in", |element| counters.denied_input.extend(counted(element, link)))?;
     dump(socket, "spoofed", |element| counters.spoofed.extend(counted(element, link)))?;
     dump(socket, "chosen", |element| counters.chosen.extend(counted(element, wan)))?;
@@ -162,6 +199,16 @@ fn link(key: &[u8]) -> Option<IfName> {
 
 fn link_pair(key: &[u8]) -> Option<(IfName, IfName)> {
     Some((link(key.get(..IFNAMSIZ)?)?, link(key.get(IFNAMSIZ..)?)?))
+}
+
+/// Each name padded to its sixteen bytes.
+fn pair_key((from, to): &LinkPair) -> Vec<u8> {
+    let mut key = Vec::with_capacity(2 * IFNAMSIZ);
+    for (number, name) in [from, to].into_iter().enumerate() {
+        key.extend(name.as_str().as_bytes());
+        key.resize((number + 1) * IFNAMSIZ, 0);
+    }
+    key
 }
 
 fn wan(key: &[u8]) -> Option<WanId> {
@@ -222,6 +269,7 @@ fn frame(generation: Generation) -> [Message; 2] {
     [begin, Message::new(NFNL_MSG_BATCH_END, 0, &HEADER)]
 }
 
+const AUDITED: &str = "audited";
 const DEAD: &str = "dead";
 const IFNAMSIZ: usize = 16;
 pub(crate) const NFGENMSG: usize = 4;
@@ -240,6 +288,7 @@ const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_SET_ELEM_EXPRESSIONS: u16 = 11;
 const NFTA_DATA_VALUE: u16 = 1;
@@ -273,7 +322,8 @@ mod tests {
         let mut key = [0; 32];
         key[..6].copy_from_slice(b"vlan10");
         key[16..20].copy_from_slice(b"wan1");
-        assert_eq!(link_pair(&key), Some(("vlan10".parse().unwrap(), "wan1".parse().unwrap())));
+        let pair = ("vlan10".parse().unwrap(), "wan1".parse().unwrap());
+        assert_eq!((link_pair(&key), pair_key(&pair)), (Some(pair), key.to_vec()));
         assert_eq!(link_pair(&key[..20]).map(|pair| pair.1), Some("wan1".parse().unwrap()));
         assert_eq!(link_pair(&key[..8]), None);
     }

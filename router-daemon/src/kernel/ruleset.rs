@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use mwan::script::{Inventory, close_door_script};
-use mwan::state::{BucketKey, Buckets, FlowClass, Ruleset, RulesetState};
+use mwan::state::{BucketKey, Buckets, FlowClass, LinkPair, Ruleset, RulesetState};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
@@ -171,6 +171,19 @@ impl Table {
             seen.dead.remove(&class);
         }
         Ok(())
+    }
+
+    /// What passes for an audit. Asked each time: the kernel takes elements out without a transaction.
+    pub(crate) fn audited(&mut self) -> io::Result<BTreeMap<LinkPair, Duration>> {
+        elements::audited(&mut self.socket)
+    }
+
+    pub(crate) fn begin_audit(&mut self, pair: &LinkPair, timeout: Duration) -> io::Result<()> {
+        self.change(|socket, generation, _| elements::add_audited(socket, generation, pair, timeout))
+    }
+
+    pub(crate) fn end_audit(&mut self, pair: &LinkPair) -> io::Result<()> {
+        self.change(|socket, generation, _| elements::remove_audited(socket, generation, pair))
     }
 
     /// Whether a class is dead, where what was seen still stands.

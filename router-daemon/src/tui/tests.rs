@@ -493,6 +493,7 @@ fn status(second: u64) -> Status {
         ],
         denied_input: BTreeMap::from([("users".to_owned(), 4 + second)]),
         spoofed: BTreeMap::new(),
+        audits: Vec::new(),
         applies: Applies {
             current: true,
             succeeded: 4,
@@ -642,6 +643,7 @@ fn cell(from: &str, to: &str, allowed: u64, denied: u64) -> CellCount {
         denied_packets: denied,
         denied_bytes: denied * 60,
         invalid_packets: 0,
+        audited_flows: 0,
     }
 }
 

@@ -154,6 +154,9 @@ fn rate(snapshot: &Snapshot, status: &Status, from: &VlanLine, to: Target<'_>) -
 /// What the file allows there and what was counted.
 fn about(snapshot: &Snapshot, status: &Status, from: &VlanLine, to: Target<'_>, width: usize) -> Vec<Line<'static>> {
     let mut lines = vec![Line::styled(format!("{} → {}", from.name, to.word()), HEAD)];
+    for audit in status.audits.iter().filter(|audit| audit.from == from.name && to.is(status, &audit.to)) {
+        lines.extend(fold(&audit.to_string(), 2, width, BAD));
+    }
     let mut say = |text: String| lines.extend(fold(&text, 2, width, PLAIN));
     match to {
         Target::Vlan(to) if to == from => {
