@@ -42,6 +42,7 @@ impl Speaker {
             Kind::Spoof => ("spoofed", Severity::Notice),
             Kind::Invalid => ("invalid", Severity::Notice),
             Kind::Rate => ("too-many", Severity::Notice),
+            Kind::Audit => ("passed-for-audit", Severity::Notice),
         };
         let mut fields = vec![
             ("cell", cell.clone()),
