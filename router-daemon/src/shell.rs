@@ -117,6 +117,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("routerctl rollback", "Example:\n  routerctl history && routerctl rollback 41"),
     ("routerctl history", "Example:\n  routerctl history"),
     ("routerctl config", "Examples:\n  routerctl config > site.toml\n  routerctl config 41"),
+    ("routerctl events", "Example:\n  routerctl events"),
     ("routerctl diff", "Examples:\n  routerctl diff 41\n  routerctl diff 41 43"),
     ("routerctl status", "Example:\n  routerctl status\n  routerctl --json status | jq .wans"),
     (
