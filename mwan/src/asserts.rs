@@ -45,12 +45,17 @@ pub fn broken(config: &Config) -> Vec<BrokenAssert> {
 /// The claim that this packet is denied, if there is one: what would allow it is refused.
 pub fn against<'a>(config: &'a Config, packet: &Packet) -> Option<&'a Assert> {
     let within = |place: &Place, zone: &Zone, address: IpAddr, sends: bool| {
+        // A packet that was seen to leave by a line is one to the Internet.
+        let outside = !sends && matches!(zone, Zone::Wan(_));
         let mut areas = areas(config, place, sends).into_iter();
-        areas.any(|area| area.zone == *zone && area.addresses.contains(address))
+        areas.any(|area| {
+            let there = area.zone == *zone || outside && area.zone == Zone::Internet;
+            there && area.addresses.contains(address)
+        })
     };
     config.asserts.iter().find(|assert| match &assert.claim {
         Claim::Flow { from, to, packet: only, allowed: false } => {
-            only.is_none_or(|only| protocol(only) == packet.protocol)
+            only.is_none_or(|only| about(only, packet.protocol))
                 && within(from, &packet.from, packet.source, true)
                 && within(to, &packet.to, packet.destination, false)
         }
@@ -300,6 +305,16 @@ fn add(set: &mut AddressSet, (first, last): Span, family: Family) {
     }
 }
 
+/// From whatever port it comes.
+fn about(claim: PacketClaim, protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Tcp { destination, .. } => claim == PacketClaim::Tcp(destination),
+        Protocol::Udp { destination, .. } => claim == PacketClaim::Udp(destination),
+        Protocol::Ping => claim == PacketClaim::Ping,
+        Protocol::Other(_) => false,
+    }
+}
+
 fn protocol(packet: PacketClaim) -> Protocol {
     match packet {
         PacketClaim::Tcp(destination) => Protocol::Tcp { source: 40_000, destination },
@@ -332,6 +347,28 @@ fn list(wans: &BTreeSet<WanName>) -> String {
 mod tests {
     use super::*;
     use crate::fixture;
+
+    #[test]
+    fn a_packet_is_denied_by_claim_wherever_it_was_seen_to_leave() {
+        let mut config = fixture::site();
+        let claim = Claim::Flow {
+            from: Place::Vlan("servers".parse().unwrap()),
+            to: Place::Internet,
+            packet: Some(PacketClaim::Tcp(443)),
+            allowed: false,
+        };
+        config.asserts = vec![Assert { text: "no web".to_owned(), claim, line: Line(7) }];
+        let ask =
+            |to: &str, protocol| Packet::new(&config, "10.0.30.9".parse().unwrap(), to.parse().unwrap(), protocol);
+        let tcp = |destination| Protocol::Tcp { source: 50_123, destination };
+        let web = ask("198.18.0.1", tcp(443));
+        let line = config.wans.keys().next().unwrap().clone();
+        for to in [Zone::Internet, Zone::Wan(line)] {
+            assert!(against(&config, &Packet { to, ..web.clone() }).is_some());
+        }
+        assert!(against(&config, &ask("198.18.0.1", tcp(80))).is_none());
+        assert!(against(&config, &ask("10.0.10.9", tcp(443))).is_none());
+    }
 
     #[test]
     fn claims_about_flows_are_decided_for_every_address() {
