@@ -151,6 +151,12 @@ async fn converge(kernel: &mut LinuxKernel, want: &KernelState) {
     let [step @ Step::SetFastPath(_)] = plan.as_slice() else { panic!("{plan:?}") };
     for _ in 0..2 {
         kernel.apply(step).await.unwrap();
+        let seen = kernel.observe(want).await.unwrap();
+        if !seen.plan_to(want).is_empty() {
+            // Seen once in many runs, on a busy machine; the reconciler would look again, too.
+            println!("not yet as wanted: {:?}", seen.fast_path);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
         assert_eq!(kernel.observe(want).await.unwrap().plan_to(want), vec![]);
     }
 }

@@ -40,7 +40,7 @@ fn what_is_denied_at_the_ports_is_counted_told_and_denied_without_a_daemon() {
     });
     let told = run(lab.routerctl().unwrap().arg("denied")).unwrap();
     assert!(told.contains("10.0.20.5") || told.contains("printer"), "{told}");
-    assert!(told.contains("cameras may not use the Internet"), "{told}");
+    assert!(told.contains("cameras -> Internet: default deny"), "{told}");
 
     let (programs, before) = (Programs::pinned(&pins).unwrap(), dropped(&lab));
     lab.stop_router(Signal::SIGKILL).unwrap();
