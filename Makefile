@@ -8,7 +8,7 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz packages bpf root prometheus clean-lab
+.PHONY: help lab test guest bench fuzz packages bpf root prometheus qat clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -28,7 +28,7 @@ lab: root bpf
 test: export QUADWAY_MUST_RUN = 1
 test: export QUADWAY_NFT = $(shell tests/root/nft)
 test: export RUSTDOCFLAGS = -D warnings
-test: root bpf prometheus
+test: root bpf prometheus qat
 	cargo fmt --all --check
 	cargo fmt --manifest-path ebpf/programs/Cargo.toml --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -88,6 +88,11 @@ bpf:
 # What the rules, the dashboards and the metrics themselves are tried with.
 prometheus: packages
 	@tests/root/prometheus target/lab/prometheus
+
+# The bindings are what bindgen writes of Debian 13's headers; the libraries, what they are tried against.
+qat: packages
+	@qat/sys/regenerate --check
+	@qat/sys/libraries target/qat/libraries
 
 root: packages
 	@tests/root/nft --recent || tests/root/build $(ROOT)
