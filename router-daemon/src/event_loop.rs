@@ -8,6 +8,7 @@ mod apply;
 mod confirm;
 mod disk;
 mod guarding;
+mod inputs;
 mod journal_file;
 mod pending;
 mod site;
@@ -23,6 +24,7 @@ use std::time::{Duration, SystemTime};
 
 use config::Config;
 use config::units::Family;
+use futures_util::StreamExt;
 use mwan::audit::{self, Pair};
 use mwan::event::{Event, Notice, Reply, Request};
 use mwan::journal::{Recorder, Stepped};
@@ -30,11 +32,12 @@ use mwan::{KernelState, Time};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use self::disk::Disk;
 use self::guarding::Samples;
+use self::inputs::{Input, Sources};
 pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
 use crate::ask::{Applies, Ask, Refusal, View};
@@ -101,11 +104,11 @@ pub struct Parts {
 
 /// Until SIGTERM or SIGINT, or until a part that cannot be done without is gone.
 pub async fn run(parts: Parts) -> io::Result<()> {
-    let (nexts_tx, mut nexts) = mpsc::channel(NEXTS);
+    let (nexts_tx, nexts) = mpsc::channel(NEXTS);
     let Parts {
         mut changes,
-        mut asks,
-        mut noticed,
+        asks,
+        noticed,
         reconciler,
         flows,
         config,
@@ -116,13 +119,11 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         journal,
         mut tasks,
     } = parts;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let hang_up = signal(SignalKind::hangup())?;
+    let terminate = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
     let (replies_tx, mut replies) = mpsc::channel(REPLIES);
-    let mut progress = reconciler.progress.clone();
-    let mut seconds = tokio::time::interval(Duration::from_secs(1));
-    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let progress = reconciler.progress.clone();
     let disk = Disk::begin(&mut tasks);
     let mut core = Core {
         zero: Instant::now(),
@@ -160,22 +161,14 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         core.change(change);
     }
     core.start();
+    let mut inputs = Sources { changes, noticed, progress, asks, nexts, hang_up, terminate, interrupt }.merged();
     loop {
-        let now = core.now();
-        let due = core.instant(core.recorder.router().deadline(), now);
+        let deadline = core.recorder.router().deadline();
+        let due = core.instant(deadline, core.now());
         let due = core.prober.look().map_or(due, |look| look.min(due));
         tokio::select! {
-            change = changes.recv() => match change {
-                Some(change) => core.change(change),
-                None => return Err(io::Error::other("the watch on the kernel ended")),
-            },
-            Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
-            Some(event) = noticed.recv() => {
-                core.samples.notice(&event);
-                core.event(&event);
-            }
             () = tokio::time::sleep_until(due) => {
-                let late = core.now().since(core.recorder.router().deadline()) >= LATE;
+                let late = core.now().since(deadline) >= LATE;
                 core.hear(late);
                 if late {
                     core.catch_up(&mut replies).await;
@@ -184,22 +177,21 @@ pub async fn run(parts: Parts) -> io::Result<()> {
                     core.event(&Event::Timeout);
                 }
             }
-            changed = progress.changed() => match changed {
-                Ok(()) => {
-                    let seen = progress.borrow_and_update().clone();
-                    core.progressed(&seen);
+            Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
+            Some(input) = inputs.next() => match input {
+                Input::Change(change) => core.change(change),
+                Input::Noticed(event) => {
+                    core.samples.notice(&event);
+                    core.event(&event);
                 }
-                Err(_gone) => return Err(io::Error::other("the reconciler ended")),
-            },
-            Some(ask) = asks.recv() => core.ask(ask),
-            Some(next) = nexts.recv() => next(&mut core),
-            _ = seconds.tick() => core.second(),
-            Some(ended) = core.tasks.join_next() => if let Err(error) = ended {
-                error!(%error, "a task failed");
-            },
-            _ = hang_up.recv() => core.reload(),
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+                Input::Progress(progress) => core.progressed(&progress),
+                Input::Ask(ask) => core.ask(ask),
+                Input::Next(next) => next(&mut core),
+                Input::Second => core.second(),
+                Input::HangUp => core.reload(),
+                Input::Stop => break,
+                Input::Gone(what) => return Err(io::Error::other(format!("{what} ended"))),
+            }
         }
     }
     info!("stopping; links, rules, routes and the table stay as they are");
@@ -470,6 +462,11 @@ impl Core {
     }
 
     fn second(&mut self) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended {
+                error!(%error, "a task failed");
+            }
+        }
         if let Some(journal) = &mut self.journal {
             journal.flush();
         }

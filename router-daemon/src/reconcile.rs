@@ -363,8 +363,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 const LOOK_APART: Duration = Duration::from_millis(200);
 /// From a change made without looking to the look that verifies it.
 const VERIFY: Duration = Duration::from_millis(300);
-/// Sysctls change without telling anybody, so we look without being told to.
-const AUDIT: Duration = Duration::from_secs(10);
+/// Most sysctls and the maps of the fast path change without telling anybody, so we look without being told to.
+const AUDIT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

@@ -527,6 +527,10 @@ fn changes_are_told_at_once() {
         until(&mut watch, drift).await;
         nft("flush ruleset");
         quiet(&mut watch).await;
+        std::fs::write("/proc/sys/net/ipv4/conf/wan1/rp_filter", "1").unwrap();
+        until(&mut watch, drift).await;
+        std::fs::write("/proc/sys/net/ipv6/conf/wan1/forwarding", "1").unwrap();
+        until(&mut watch, drift).await;
 
         // A gateway that answers, and one that does not.
         let gateway = "100.64.1.1".parse().unwrap();
@@ -540,6 +544,10 @@ fn changes_are_told_at_once() {
             };
             until(&mut watch, there).await;
         }
+        quiet(&mut watch).await;
+        asker.reconfirm(wan1, gateway).unwrap();
+        let Change::Neighbour(first) = watch.next().await.unwrap() else { panic!("nothing else changed") };
+        assert!(first.reachable, "that it is asked is no news: {first:?}");
         room.ip(&["addr flush dev far1"]);
         asker.reconfirm(wan1, gateway).unwrap();
         let gone = |change: &Change| match change {

@@ -52,6 +52,8 @@ pub struct Watcher {
     seen: Arc<Mutex<Seen>>,
     /// Counts the times the programs were loaded or adopted.
     loads: watch::Sender<u64>,
+    /// Counts the times flows were called back, or ports changed.
+    moves: watch::Sender<u64>,
     state: watch::Sender<FastPathState>,
 }
 
@@ -72,12 +74,22 @@ struct Seen {
 
 impl Watcher {
     fn new() -> Self {
-        Self { seen: Arc::default(), loads: watch::Sender::new(0), state: watch::Sender::default() }
+        Self {
+            seen: Arc::default(),
+            loads: watch::Sender::new(0),
+            moves: watch::Sender::new(0),
+            state: watch::Sender::default(),
+        }
     }
 
     /// Changes whenever the programs were loaded or adopted.
     pub fn loads(&self) -> watch::Receiver<u64> {
         self.loads.subscribe()
+    }
+
+    /// Changes whenever the generation of a slot or the ports may be others. Nobody else moves them while we live.
+    pub(crate) fn moves(&self) -> watch::Receiver<u64> {
+        self.moves.subscribe()
     }
 
     /// Changes as the fast path goes on and off.
@@ -294,7 +306,9 @@ impl FastPath {
 
     fn bump_slots(&mut self, slots: BTreeSet<u32>) {
         let Some(maps) = &mut self.maps else { return };
-        if let Err(error) = slots.into_iter().try_for_each(|slot| maps.bump(slot)) {
+        let bumped = slots.into_iter().try_for_each(|slot| maps.bump(slot));
+        self.watcher.moves.send_modify(|moves| *moves += 1);
+        if let Err(error) = bumped {
             // A flow that cannot be called back must not be forwarded at all.
             warn!(%error, "cached flows cannot be called back: the fast path goes off");
             self.off(Some(error.to_string()));
@@ -340,6 +354,7 @@ impl FastPath {
         let wans = want.zones.values().filter_map(|zone| zone.wan).collect();
         *seen = Seen { pins, on: true, reason: None, ports, names, zones: entries.highest(), wans, closed, fed };
         drop(seen);
+        self.watcher.moves.send_modify(|moves| *moves += 1);
         self.watcher.tell_state(true, None);
         if fresh || !was_on {
             self.watcher.loads.send_modify(|loads| *loads += 1);

@@ -35,7 +35,7 @@ use crate::flows::{Book, Cache, Entry, Key, Sight, Topology, Tracked};
 
 /// Feeds until the config's sender is gone.
 pub fn start(watcher: Watcher, config: watch::Receiver<Option<Arc<Config>>>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let feed = async move {
         while config.has_changed().is_ok() {
             if let Err(error) = feed(&watcher, config.clone()).await {
@@ -61,7 +61,7 @@ async fn feed(watcher: &Watcher, mut config: watch::Receiver<Option<Arc<Config>>
             Ok(false) => {}
             Err(_gone) => break,
         }
-        feeder.turn().await?;
+        feeder.turn(&mut config, &mut loads).await?;
     }
     Ok(())
 }
@@ -69,6 +69,7 @@ async fn feed(watcher: &Watcher, mut config: watch::Receiver<Option<Arc<Config>>
 #[derive(Debug)]
 struct Feeder {
     watcher: Watcher,
+    moves: watch::Receiver<u64>,
     config: Arc<Config>,
     events: Listener,
     route: Listener,
@@ -88,8 +89,10 @@ struct Feeder {
     listing: Listing,
     counting: Vec<Tuple>,
     counted: Instant,
-    looked: Instant,
     fed: Fed,
+    /// There is more in it than the watcher was told.
+    untold: bool,
+    told: Instant,
     /// Entries of an earlier daemon may be there.
     inherited: bool,
 }
@@ -120,11 +123,14 @@ impl Feeder {
             found: None,
             gone: Vec::new(),
         };
+        let mut moves = watcher.moves();
+        moves.mark_changed();
         Ok(Self {
             watcher,
+            moves,
             config,
             events: Listener::open(NETLINK_NETFILTER, &[NFNLGRP_CONNTRACK_UPDATE, NFNLGRP_CONNTRACK_DESTROY], EVENTS)?,
-            route: Listener::open(NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_NEIGH], ROUTES)?,
+            route: Listener::open(NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_NEIGH], ROUTES)?.without_questions()?,
             rtnl: Rtnl::open()?,
             asker: Socket::open(NETLINK_NETFILTER)?,
             maps,
@@ -138,8 +144,9 @@ impl Feeder {
             listing,
             counting: Vec::new(),
             counted: now,
-            looked: now,
             fed: Fed::default(),
+            untold: true,
+            told: now,
             inherited: true,
         })
     }
@@ -151,18 +158,28 @@ impl Feeder {
         }
     }
 
-    async fn turn(&mut self) -> io::Result<()> {
+    /// Begins when there is something to do, which may be another config, or programs that were loaded anew.
+    async fn turn(
+        &mut self,
+        config: &mut watch::Receiver<Option<Arc<Config>>>,
+        loads: &mut watch::Receiver<u64>,
+    ) -> io::Result<()> {
         // Before anything of this turn is heard: see `Sight`.
-        let generations = self.read_generations().map_err(io::Error::other)?;
-        if generations != *self.generations {
-            self.generations = Arc::new(generations);
-            self.listing.wanted = true;
+        if self.moves.has_changed().unwrap_or(true) {
+            self.moves.mark_unchanged();
+            let generations = self.read_generations().map_err(io::Error::other)?;
+            if generations != *self.generations {
+                self.generations = Arc::new(generations);
+                self.listing.wanted = true;
+            }
+            self.stale.0 |= self.watcher.attached() != self.topology.attached;
         }
         if self.stale != (false, false) {
             self.look().await?;
         }
         if self.is_idle() {
-            let tick = tokio::time::sleep(TICK);
+            let soon = self.untold || self.listing.wanted || self.listing.reading.is_some();
+            let tick = tokio::time::sleep(if soon { TICK } else { IDLE });
             let mut tick = std::pin::pin!(tick);
             // Each probe of a gateway comes back as news of a neighbour, mostly of no change: no reason for a turn.
             while !self.moved && self.stale == (false, false) {
@@ -172,6 +189,18 @@ impl Feeder {
                         break;
                     }
                     heard = self.route.next() => self.hear_route(heard?),
+                    _ = self.moves.changed() => {
+                        self.moves.mark_changed();
+                        break;
+                    }
+                    _ = config.changed() => {
+                        config.mark_changed();
+                        break;
+                    }
+                    _ = loads.changed() => {
+                        loads.mark_changed();
+                        break;
+                    }
                     () = &mut tick => break,
                 }
             }
@@ -186,9 +215,9 @@ impl Feeder {
         }
         self.list().await;
         self.work();
-        if self.looked.elapsed() >= TICK {
-            self.looked = Instant::now();
-            self.stale.0 |= self.watcher.attached() != self.topology.attached;
+        self.untold |= self.fed.carried != *self.book.counts();
+        if self.untold && self.told.elapsed() >= TICK {
+            (self.untold, self.told) = (false, Instant::now());
             self.fed.carried.clone_from(self.book.counts());
             self.watcher.tell_fed(self.fed.clone());
         }
@@ -207,6 +236,7 @@ impl Feeder {
             Heard::Messages(messages) => messages,
             Heard::Overrun => {
                 self.fed.overruns += 1;
+                self.untold = true;
                 self.listing.wanted = true;
                 return;
             }
@@ -269,6 +299,7 @@ impl Feeder {
                 self.listing.found = None;
                 self.listing.gone = self.book.end_listing();
                 self.fed.listings += 1;
+                self.untold = true;
                 if std::mem::take(&mut self.inherited) {
                     self.disinherit();
                 }
@@ -466,6 +497,8 @@ impl Cache for Maps {
 }
 
 const TICK: Duration = Duration::from_millis(100);
+/// The same while nothing is under way that nobody tells the end of.
+const IDLE: Duration = Duration::from_secs(1);
 /// Pieces of work of each kind in a turn.
 const WORK: usize = 512;
 /// Between two listings, at least.

@@ -14,9 +14,11 @@ use std::os::fd::AsRawFd;
 use config::units::Family;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, Socket as Raw, SocketAddr, TokioSocket};
 use nix::errno::Errno;
+use nix::libc::RTM_NEWNEIGH;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use rtnetlink::packet_core::{NLMSG_DONE, NLMSG_ERROR};
+use socket2::{SockFilter, SockRef};
 
 pub(crate) use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 pub(crate) use rtnetlink::packet_core::{
@@ -28,6 +30,8 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const HEADER: usize = 16;
 /// The kernel never makes a dump part larger than 32 KiB.
 const BUFFER: usize = 64 * 1024;
+/// Neighbours in `NUD_DELAY` and `NUD_PROBE`.
+const ASKED: u16 = 0x08 | 0x10;
 /// A dump that raced with a change is asked again this often.
 pub(crate) const DUMP_TRIES: usize = 8;
 
@@ -258,6 +262,21 @@ impl Socket {
         }
     }
 
+    /// One change, and no word of it unless it is refused.
+    pub(crate) fn tell(&mut self, message: Message) -> io::Result<()> {
+        self.seq = self.seq.wrapping_add(1);
+        self.raw.send(&message.finish(self.seq, 0), 0)?;
+        loop {
+            let answers = match self.receive() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                answers => answers?,
+            };
+            for answer in answers.iter().filter(|answer| answer.seq == self.seq && answer.kind == NLMSG_ERROR) {
+                verdict(answer)?;
+            }
+        }
+    }
+
     /// Everything of a kind. Asked again where the kernel says the answer mixes two states.
     pub(crate) fn dump(&mut self, message: &Message) -> io::Result<Vec<Received>> {
         for _ in 0..DUMP_TRIES {
@@ -372,6 +391,29 @@ impl Listener {
             raw.add_membership(*group)?;
         }
         Ok(Self { socket })
+    }
+
+    /// Does not hear that neighbours are being asked whether they are there, which changes nothing they are known for.
+    pub(crate) fn without_questions(self) -> io::Result<Self> {
+        // Classic BPF, Documentation/networking/filter.rst.
+        const LOAD_HALF: u16 = 0x28;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const JUMP_IF_ANY: u16 = 0x45;
+        const RETURN: u16 = 0x06;
+        // Netlink is in the byte order of the machine, and this loads in network order.
+        let swapped = |value: u16| u32::from(u16::from_be_bytes(value.to_ne_bytes()));
+        let program = [
+            // nlmsg_type is at 4. What is no news of a neighbour is heard …
+            SockFilter::new(LOAD_HALF, 0, 0, 4),
+            SockFilter::new(JUMP_IF_EQUAL, 0, 2, swapped(RTM_NEWNEIGH)),
+            // … and of these, by ndm_state behind the header, what says more than that somebody is asked.
+            SockFilter::new(LOAD_HALF, 0, 0, 24),
+            SockFilter::new(JUMP_IF_ANY, 1, 0, swapped(ASKED)),
+            SockFilter::new(RETURN, 0, 0, u32::MAX),
+            SockFilter::new(RETURN, 0, 0, 0),
+        ];
+        SockRef::from(self.socket.socket_ref()).attach_filter(&program)?;
+        Ok(self)
     }
 
     /// One change, before listening begins: what is heard until it is acknowledged is dropped.

@@ -11,7 +11,7 @@ use config::units::{Family, IfName};
 use mwan::links::Links;
 use nix::libc::{
     NUD_REACHABLE, RTM_DELADDR, RTM_DELLINK, RTM_DELNEIGH, RTM_DELROUTE, RTM_DELRULE, RTM_NEWADDR, RTM_NEWLINK,
-    RTM_NEWNEIGH, RTM_NEWROUTE, RTM_NEWRULE,
+    RTM_NEWNEIGH, RTM_NEWNETCONF, RTM_NEWROUTE, RTM_NEWRULE,
 };
 use rtnetlink::packet_core::{Emitable, ParseableParametrized};
 use rtnetlink::packet_route::RouteNetlinkMessage;
@@ -63,7 +63,7 @@ impl Watch {
     /// The first change it yields is the links as they are.
     pub fn open() -> io::Result<Self> {
         Ok(Self {
-            route: Listener::open(NETLINK_ROUTE, &ROUTE_GROUPS, BUFFER)?,
+            route: Listener::open(NETLINK_ROUTE, &ROUTE_GROUPS, BUFFER)?.without_questions()?,
             nftables: Listener::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES], BUFFER)?,
             asker: Rtnl::open()?,
             devices: Devices::default(),
@@ -143,11 +143,11 @@ impl Asker {
             none => none.insert(Socket::open(NETLINK_ROUTE)?),
         };
         // An entry that has a MAC is asked by unicast …
-        if socket.ask(new_neighbour(NLM_F_REPLACE, &entry)).is_err() {
+        if socket.tell(new_neighbour(NLM_F_REPLACE, &entry)).is_err() {
             // … and one that has none, or is not there, is resolved.
             entry.header.state = NeighbourState::None;
             entry.header.flags = NeighbourFlags::Use;
-            socket.ask(new_neighbour(NLM_F_CREATE | NLM_F_REPLACE, &entry))?;
+            socket.tell(new_neighbour(NLM_F_CREATE | NLM_F_REPLACE, &entry))?;
         }
         Ok(())
     }
@@ -181,7 +181,8 @@ impl News {
             match message.kind {
                 _ if !from_route => self.drift = true,
                 RTM_NEWLINK | RTM_DELLINK => self.links = true,
-                RTM_NEWADDR | RTM_DELADDR | RTM_NEWROUTE | RTM_DELROUTE | RTM_NEWRULE | RTM_DELRULE => {
+                RTM_NEWADDR | RTM_DELADDR | RTM_NEWROUTE | RTM_DELROUTE | RTM_NEWRULE | RTM_DELRULE
+                | RTM_NEWNETCONF => {
                     self.drift = true;
                 }
                 RTM_NEWNEIGH | RTM_DELNEIGH => {
@@ -215,8 +216,9 @@ fn neighbour(message: &RouteNetlinkMessage, links: &Table) -> Option<Neighbour> 
     })
 }
 
-/// Links, neighbours, and for both families addresses, routes and rules.
-const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
+/// Links, neighbours, and for both families addresses, routes, rules and what of the settings below `/proc/sys/net` is
+/// told: forwarding and `rp_filter`.
+const ROUTE_GROUPS: [u32; 10] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25];
 const NFNLGRP_NFTABLES: u32 = 7;
 const BUFFER: usize = 1 << 20;
 /// Reachable, stale, delay, probe, noarp, permanent.
