@@ -78,9 +78,9 @@ impl Pinger {
     pub(super) fn heard(&self, replies: &mut Vec<Reply>) {
         let mut buffers = [[0; LONGEST]; AT_ONCE];
         let mut headers = MultiHeaders::<()>::preallocate(AT_ONCE, Some(nix::cmsg_space!(TimeSpec)));
-        // More than one round of buffers wait only after a stall. The rounds end, because the filter lets in what
-        // answers to our own echoes only, and an error is no reason to read on.
-        loop {
+        // More than one round of buffers waits after a stall, or when somebody floods the line with ICMP errors, which
+        // the filter lets in whatever they are about. What is left is read at the next look.
+        for _ in 0..ROUNDS {
             let mut pieces: Vec<_> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
             let got = recvmmsg(self.socket.as_raw_fd(), &mut headers, pieces.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
             let messages: Vec<_> = match got {
@@ -274,6 +274,8 @@ const ECHO: usize = 40;
 const LONGEST: usize = 256;
 /// Answers taken by one system call; a line has a handful of targets.
 const AT_ONCE: usize = 8;
+/// Of these, at one look.
+const ROUNDS: usize = 64;
 
 #[cfg(test)]
 mod tests {
