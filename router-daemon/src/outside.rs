@@ -120,6 +120,18 @@ impl Tally {
         *trouble = Some(reason.to_owned());
         news
     }
+
+    /// Waits until so many were told, failed and were dropped.
+    #[cfg(test)]
+    async fn comes_to(&self, wanted: [u64; 3]) {
+        let counts = || [&self.told, &self.failed, &self.dropped].map(|count| count.load(Ordering::Relaxed));
+        let begun = std::time::Instant::now();
+        while counts() != wanted {
+            let trouble = self.trouble.lock().unwrap().clone();
+            assert!(begun.elapsed() < Duration::from_secs(20), "{:?} {trouble:?}", counts());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 /// An outlet as the site file has it.
