@@ -185,11 +185,26 @@ pub struct Refusal {
     pub message: String,
 }
 
+impl Refusal {
+    pub(crate) fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into() }
+    }
+
+    pub(crate) fn not_configured() -> Self {
+        Self::new("not-configured", "no configuration is in force; `routerctl apply FILE` puts one in force")
+    }
+
+    pub(crate) fn unknown_wan(wan: impl fmt::Display, config: &Config) -> Self {
+        let known = config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Self::new("unknown-wan", format!("there is no wan `{wan}`; there are: {known}"))
+    }
+}
+
 /// Work that takes longer than a failover may wait for the one thread that everything else runs on: a text may be long.
 pub(crate) async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
-    let failed = |error| Refusal { code: "internal".to_owned(), message: format!("the work on it failed: {error}") };
+    let failed = |error| Refusal::new("internal", format!("the work on it failed: {error}"));
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 

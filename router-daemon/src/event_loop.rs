@@ -387,13 +387,12 @@ impl Core {
 
     fn operate(&mut self, request: Request) -> Result<(), Refusal> {
         let Some(accepted) = &self.accepted else {
-            return Err(refusal("not-configured", "routerd has no configuration yet"));
+            return Err(Refusal::not_configured());
         };
         match &request {
             Request::Drain { wan } | Request::Undrain { wan } | Request::FailTest { wan, .. } => {
                 if !accepted.config.wans.contains_key(wan) {
-                    let known = accepted.config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                    return Err(refusal("unknown-wan", format!("there is no wan `{wan}`; there are: {known}")));
+                    return Err(Refusal::unknown_wan(wan, &accepted.config));
                 }
             }
             Request::Audit { .. } | Request::EndAudit { .. } => {}
@@ -405,14 +404,14 @@ impl Core {
 
     fn audit(&mut self, pair: &Pair, span: Duration, isolated: bool) -> Result<(), Refusal> {
         let Some(accepted) = &self.accepted else {
-            return Err(refusal("not-configured", "routerd has no configuration yet"));
+            return Err(Refusal::not_configured());
         };
         if self.applying.is_some() {
-            return Err(refusal("busy", "an apply is under way"));
+            return Err(Refusal::new("busy", "an apply is under way"));
         }
         let running = self.recorder.router().snapshot(self.now()).audits;
         audit::check(&accepted.config, &running, pair, span, isolated)
-            .map_err(|unfit| refusal("audit", unfit.to_string()))?;
+            .map_err(|unfit| Refusal::new("audit", unfit.to_string()))?;
         self.operate(Request::Audit { pair: pair.clone(), span })
     }
 
@@ -538,10 +537,6 @@ fn wall() -> Duration {
 /// Tells this run from others in the journal.
 fn run_number() -> u64 {
     u64::try_from(wall().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn refusal(code: &str, message: impl Into<String>) -> Refusal {
-    Refusal { code: code.to_owned(), message: message.into() }
 }
 
 /// Whoever asked may have gone; that is no failure of ours.

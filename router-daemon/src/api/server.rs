@@ -6,9 +6,9 @@
 //! | a member of the group `quadway-read` | ask, and change nothing: [`Role::Reader`] |
 //! | anybody else | nothing, and is told so |
 //!
-//! What needs which role says [`Call::needs`]. The kernel names the peer (`SO_PEERCRED`); supplementary groups are looked up by its user. The socket's mode
-//! keeps strangers out before that: 0660, group `quadway`; 0666 only where the group `quadway-read` exists, since
-//! one mode cannot name two groups.
+//! What needs which role says [`Call::needs`]. The kernel names the peer (`SO_PEERCRED`); supplementary groups are
+//! looked up by its user. The socket's mode keeps strangers out before that: 0660, group `quadway`; 0666 only where the
+//! group `quadway-read` exists, since one mode cannot name two groups.
 //!
 //! [`serve`] owns its connections; cancelling it closes them. An order already handed to the event loop is carried
 //! out whether or not somebody waits for the answer.
@@ -295,9 +295,15 @@ impl Core {
         if let Some(number) = number {
             return Ok(ConfigText { text: self.of_history(number).await? });
         }
-        let view = self.view().await?;
-        view.config.ok_or_else(|| refusal("not-configured", "no configuration is in force".to_owned()))?;
+        let (_, view) = self.configured().await?;
         Ok(ConfigText { text: view.text.to_string() })
+    }
+
+    /// The config in force, and how the router is.
+    async fn configured(&self) -> Result<(Arc<Config>, View), Refusal> {
+        let view = self.view().await?;
+        let config = view.config.clone().ok_or_else(Refusal::not_configured)?;
+        Ok((config, view))
     }
 
     async fn view(&self) -> Result<View, Refusal> {
@@ -387,9 +393,7 @@ impl Core {
     /// The cell, which must be one of the config in force.
     async fn cell(&self, cell: &str) -> Result<(Pair, Arc<Config>), Refusal> {
         let pair: Pair = cell.parse().map_err(|unfit: audit::Unfit| refusal("audit", unfit.to_string()))?;
-        let Some(config) = self.view().await?.config else {
-            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
-        };
+        let (config, _) = self.configured().await?;
         audit::known(&config, &pair).map_err(|unfit| refusal("audit", unfit.to_string()))?;
         Ok((pair, config))
     }
@@ -424,9 +428,7 @@ impl Core {
     }
 
     async fn flows(&self, most: usize) -> Result<Answer, Refusal> {
-        let Some(config) = self.view().await?.config else {
-            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
-        };
+        let (config, _) = self.configured().await?;
         match tokio::time::timeout(VIEW_TIMEOUT, self.counters.talkers()).await {
             Ok(Ok(tally)) => Ok(ok(&tally.told(&config, most.min(MOST_TOLD)))),
             Ok(Err(error)) => Err(refusal("kernel", format!("the flows cannot be read: {error}"))),
@@ -452,10 +454,7 @@ impl Core {
     }
 
     async fn explain(&self, source: &str, destination: &str, service: &str) -> Result<Answer, Refusal> {
-        let view = self.view().await?;
-        let Some(config) = view.config else {
-            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
-        };
+        let (config, view) = self.configured().await?;
         let question = Question::read(&config, source, destination, service, None)
             .map_err(|unclear| refusal("unclear", unclear.to_string()))?;
         let mut explanation = explain(&config, &view.decision, &question);
@@ -466,15 +465,10 @@ impl Core {
 
     async fn explain_wan(&self, wan: &str) -> Result<Answer, Refusal> {
         let counters = self.counted().await.ok();
-        let view = self.view().await?;
+        let (config, view) = self.configured().await?;
         let moment = (Instant::now(), SystemTime::now());
-        let Some(config) = &view.config else {
-            return Err(refusal("not-configured", "no configuration is in force".to_owned()));
-        };
-        let answer = line::explain(&view, wan, counters.as_ref(), &self.ledger, moment).ok_or_else(|| {
-            let known = config.wans.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            refusal("unknown-wan", format!("there is no wan `{wan}`; there are: {known}"))
-        })?;
+        let answer = line::explain(&view, wan, counters.as_ref(), &self.ledger, moment)
+            .ok_or_else(|| Refusal::unknown_wan(wan, &config))?;
         Ok(ok(&json!({"text": answer.to_string(), "line": answer})))
     }
 }

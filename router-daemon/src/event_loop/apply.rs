@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use super::confirm::{Told, Waiting};
 use super::site::{From, Loaded};
-use super::{Accepted, Core, Look, Progress, answer, refusal};
+use super::{Accepted, Core, Look, Progress, answer};
 use crate::ask::{ApplyReport, Author, How, PlanReport, Refusal, aside};
 use crate::happening::What;
 use crate::history::Outcome;
@@ -104,7 +104,7 @@ impl Core {
         let Loaded { accepted, trouble, pending, rolled_back } = self.site.load();
         if let Some(trouble) = &trouble {
             error!("{trouble}");
-            self.happenings.tell(What::refused(&Author::start(), &refusal("config", trouble)));
+            self.happenings.tell(What::refused(&Author::start(), &Refusal::new("config", trouble)));
         }
         self.trouble = trouble;
         let waiting = pending.map(|(pending, previous)| Waiting::new(pending, previous, None));
@@ -136,7 +136,7 @@ impl Core {
             return warn!("SIGHUP ignored: {}", waiting.in_the_way());
         }
         let site = self.site.clone();
-        let read = aside(move || site.operators().map_err(|trouble| refusal("config", trouble)));
+        let read = aside(move || site.operators().map_err(|trouble| Refusal::new("config", trouble)));
         self.alone(read, |core, read| match read {
             Ok(accepted) => {
                 let order = Order { accepted, author: Author::hang_up(), message: None };
@@ -170,10 +170,10 @@ impl Core {
         reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
     ) {
         if self.applying.is_some() {
-            return answer(reply, Err(refusal("busy", "another apply is under way")));
+            return answer(reply, Err(Refusal::new("busy", "another apply is under way")));
         }
         if self.starting.as_ref().is_some_and(|starting| !starting.told.is_empty()) {
-            return answer(reply, Err(refusal("busy", "a rollback is under way")));
+            return answer(reply, Err(Refusal::new("busy", "a rollback is under way")));
         }
         if let Some(waiting) = &self.waiting {
             return answer(reply, Err(waiting.in_the_way()));
@@ -207,12 +207,12 @@ impl Core {
                 "{cut}\nnothing was changed; `--confirm 2m` tries it and takes it back unless you confirm it in time, \
                  `--force` does it anyway"
             );
-            let refusal = refusal("cuts-session", text);
+            let refusal = Refusal::new("cuts-session", text);
             self.happenings.tell(What::refused(&author, &refusal));
             return answer(reply, Err(refusal));
         }
         let order = Order { accepted, author, message };
-        let refuse = |text: &str, reply| answer(reply, Err(refusal("window", text)));
+        let refuse = |text: &str, reply| answer(reply, Err(Refusal::new("window", text)));
         match [confirm_milliseconds, guard_milliseconds].map(|span| span.map(Duration::from_millis)) {
             [None, None] => self.begin(order, Word::Last, Some(reply)),
             [Some(window), None] if WINDOWS.contains(&window) => self.prepare(order, window, None, Some(reply)),
@@ -238,23 +238,23 @@ impl Core {
         let compiled = aside(move || {
             let accepted = Accepted::new("site.toml", &text)?;
             drop(other.handle(&Event::Config(Arc::clone(&accepted.config)), now));
-            let want = other.wanted().ok_or_else(|| refusal("busy", "the links are not known yet"))?;
+            let want = other.wanted().ok_or_else(|| Refusal::new("busy", "the links are not known yet"))?;
             Ok((accepted, want))
         });
         let looks = self.reconciler.looks.clone();
         let flows = self.flows.clone();
         self.tasks.spawn(async move {
             let (seen_tx, seen) = oneshot::channel();
-            let gone = || refusal("kernel", "the reconciler ended");
+            let gone = || Refusal::new("kernel", "the reconciler ended");
             let report = async {
                 let (accepted, want) = compiled.await?;
                 let look = Look { want: Arc::clone(&want), reply: seen_tx };
                 looks.send(look).await.map_err(|_gone| gone())?;
                 let found = seen.await.map_err(|_gone| gone())?;
-                let found = found.map_err(|error| refusal("kernel", error.to_string()))?;
+                let found = found.map_err(|error| Refusal::new("kernel", error.to_string()))?;
                 let doomed = flows.count_doomed(accepted.config).await;
                 let flows_that_die =
-                    doomed.map_err(|error| refusal("kernel", format!("cannot read flows: {error}")))?;
+                    doomed.map_err(|error| Refusal::new("kernel", format!("cannot read flows: {error}")))?;
                 let steps = aside(move || Ok(found.plan_to(&want))).await?;
                 Ok(PlanReport { steps, flows_that_die, warnings: accepted.warnings })
             };
@@ -333,7 +333,7 @@ impl Core {
                     self.reached(steps, order, word, told.into_iter().collect());
                 } else if progress.passes >= TRIES {
                     let told: Vec<_> = failing.iter().map(|(step, reason)| format!("{step}: {reason}")).collect();
-                    let refusal = refusal("kernel", format!("the kernel refused it:\n{}", told.join("\n")));
+                    let refusal = Refusal::new("kernel", format!("the kernel refused it:\n{}", told.join("\n")));
                     self.go_back(previous, order.author, refusal, reply);
                 } else {
                     let stage = Stage::Trying { order, word, previous, before, steps };
@@ -350,7 +350,7 @@ impl Core {
             Some(applying) if applying.until <= Instant::now() => match applying.stage {
                 Stage::Preparing => self.applying = Some(applying),
                 Stage::Trying { order, previous, .. } => {
-                    let refusal = refusal("kernel", "the kernel did not have it in time");
+                    let refusal = Refusal::new("kernel", "the kernel did not have it in time");
                     self.go_back(previous, order.author, refusal, applying.reply);
                 }
                 Stage::Returning { author, refusal } => self.refused(&author, &refusal, applying.reply),

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use super::apply::{Applying, Order, PATIENCE, Reply, Stage, Starting, Word};
 use super::guarding::Guard;
 use super::pending::{Clock, Ended, Pending};
-use super::{Accepted, Core, answer, refusal};
+use super::{Accepted, Core, answer};
 use crate::ask::{ApplyReport, Author, PendingChange, Refusal};
 use crate::happening::What;
 
@@ -75,7 +75,7 @@ impl Waiting {
              then try again",
             self.pending.left().as_secs()
         );
-        refusal("pending", text)
+        Refusal::new("pending", text)
     }
 }
 
@@ -86,7 +86,7 @@ impl Core {
             Ok(now) => now,
             Err(error) => {
                 let text = format!("the clocks cannot be read, so nobody could tell when its time is up: {error}");
-                return self.refused(&order.author, &refusal("internal", text), reply);
+                return self.refused(&order.author, &Refusal::new("internal", text), reply);
             }
         };
         let pending = Pending {
@@ -108,7 +108,7 @@ impl Core {
             }
             Err(error) => {
                 let text = format!("it could not be kept that it waits, so it was not begun: {error}");
-                core.refused(&order.author, &refusal("internal", text), reply);
+                core.refused(&order.author, &Refusal::new("internal", text), reply);
             }
         });
     }
@@ -116,10 +116,10 @@ impl Core {
     pub(super) fn confirm(&mut self, author: &Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>>) {
         let busy = self.applying.is_some() || self.starting.is_some();
         let Some(waiting) = &mut self.waiting else {
-            return answer(reply, Err(refusal("nothing-pending", "nothing waits to be confirmed")));
+            return answer(reply, Err(Refusal::new("nothing-pending", "nothing waits to be confirmed")));
         };
         if busy || waiting.confirming {
-            return answer(reply, Err(refusal("busy", "the kernel does not have the change yet; try again")));
+            return answer(reply, Err(Refusal::new("busy", "the kernel does not have the change yet; try again")));
         }
         self.settle(author.to_string(), Some(reply));
     }
@@ -155,7 +155,7 @@ impl Core {
                     waiting.confirming = false;
                 }
                 let text = format!("the confirmation could not be kept, the window goes on: {error}");
-                answer(reply, Err(refusal("internal", text)));
+                answer(reply, Err(Refusal::new("internal", text)));
             }
             (Err(error), None) => {
                 let why = format!("{by}, which could not be kept: {error}");
@@ -169,10 +169,10 @@ impl Core {
         let Some(waiting) = &self.waiting else {
             let text = "nothing waits to be confirmed; `routerctl history` tells the numbers that `routerctl rollback \
                         N` goes back to";
-            return answer(reply, Err(refusal("nothing-pending", text)));
+            return answer(reply, Err(Refusal::new("nothing-pending", text)));
         };
         if self.applying.is_some() || waiting.confirming {
-            return answer(reply, Err(refusal("busy", "the change is on its way to the kernel; try again")));
+            return answer(reply, Err(Refusal::new("busy", "the change is on its way to the kernel; try again")));
         }
         let because = Because { word: "operator", why: format!("{author} took it back") };
         self.roll_back(because, vec![Told { reply, refusal: None }]);
@@ -200,7 +200,7 @@ impl Core {
             );
             error!("{text}");
             for Told { reply, .. } in starting.told.drain(..) {
-                answer(reply, Err(refusal("kernel", text.clone())));
+                answer(reply, Err(Refusal::new("kernel", text.clone())));
             }
         }
     }
@@ -212,7 +212,7 @@ impl Core {
         let why = format!("rolled back: {}", because.why);
         for waits in guard.into_iter().flat_map(|guard| guard.told) {
             let text = format!("{why}\nthe previous configuration is in force");
-            told.push(Told { refusal: Some(refusal("guard", text)), ..waits });
+            told.push(Told { refusal: Some(Refusal::new("guard", text)), ..waits });
         }
         self.rolled_back = (because.word != "operator").then(|| because.why.clone());
         self.recorder.remark(why);

@@ -17,8 +17,8 @@ use std::time::Duration;
 use mwan::event::Event;
 use tokio::time::Instant;
 
+use super::Core;
 use super::confirm::{Because, Told, Waiting};
-use super::{Core, refusal};
 use crate::ask::{ApplyReport, Refusal};
 use crate::guard::{self, Sample};
 
@@ -76,13 +76,13 @@ impl Core {
     pub(super) fn guard(&self, window: Duration) -> Result<Guard, Refusal> {
         if self.accepted.is_none() {
             let text = "nothing is in force that a guard could compare with: leave `--guard` out";
-            return Err(refusal("not-configured", text));
+            return Err(Refusal::new("not-configured", text));
         }
         let before: Vec<_> = self.samples.recent.iter().cloned().collect();
         if !guard::enough(&before) {
             let text = "what is in force has not been measured for long enough to compare with: a guard needs ten \
                         seconds of it";
-            return Err(refusal("busy", text));
+            return Err(Refusal::new("busy", text));
         }
         Ok(Guard { before, window, until: None, report: None, told: Vec::new() })
     }

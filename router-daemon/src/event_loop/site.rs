@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use config::Config;
 
+use super::apply;
 use super::pending::{Ended, Pending};
-use super::{apply, refusal};
 use crate::ask::Refusal;
 use crate::history::{History, Outcome, digest, replace};
 
@@ -39,11 +39,11 @@ pub struct Accepted {
 impl Accepted {
     /// `name` is what problems call the file.
     pub fn new(name: &str, text: &str) -> Result<Self, Refusal> {
-        let parsed = config::parse(name, text).map_err(|problems| refusal("config", problems.to_string()))?;
+        let parsed = config::parse(name, text).map_err(|problems| Refusal::new("config", problems.to_string()))?;
         let broken = mwan::asserts::broken(&parsed.config);
         if !broken.is_empty() {
             let told = broken.iter().map(|broken| format!("\n{}: `{}`: {}", broken.line, broken.text, broken.why));
-            return Err(refusal("assert", mwan::asserts::heading(&broken) + &told.collect::<String>()));
+            return Err(Refusal::new("assert", mwan::asserts::heading(&broken) + &told.collect::<String>()));
         }
         let warnings = parsed.warnings.iter().map(|warning| format!("line {}: {}", warning.line, warning.message));
         Ok(Self { warnings: warnings.collect(), config: Arc::new(parsed.config), text: Arc::from(text) })
