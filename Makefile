@@ -1,7 +1,8 @@
 # Quadway: lab shows it, test proves it. Both run as root on Debian 12 or 13 with rustup's stable toolchain.
 
 ROOT := $(CURDIR)/target/lab/root-trixie
-PACKAGES := build-essential debian-archive-keyring ethtool iproute2 iputils-ping mmdebstrap tmux util-linux
+PACKAGES := build-essential debian-archive-keyring ethtool iproute2 iputils-ping libssl-dev mmdebstrap pkg-config tmux \
+    util-linux
 GUEST_PACKAGES := $(PACKAGES) qemu-system-x86 xz-utils
 # `make lab CARGO_FLAGS=--release` plays with the fast binaries.
 CARGO_FLAGS ?=
