@@ -9,13 +9,14 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz packages bpf root prometheus qat clean-lab
+.PHONY: help lab test guest bench fuzz campaign packages bpf root prometheus qat clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets and requests'
+	@echo 'make campaign    100,000 crypto operations on a simulated device under every fault; about five minutes'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
@@ -72,6 +73,9 @@ fuzz: packages bpf
 	cd tests/fuzz && cargo fuzz run --sanitizer none packet -- -max_total_time=$(FUZZ_SECONDS) -max_len=300
 	cd tests/fuzz && cargo fuzz run --sanitizer none api_request -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -dict=requests.dict
+
+campaign: packages
+	QUADWAY_CAMPAIGN=100000 cargo test -p qat --test campaign -- --nocapture
 
 # What Debian lacks is installed, and said.
 packages:

@@ -1,0 +1,186 @@
+//! OpenSSL: always there, and right by definition. Also what checks a device's answers.
+
+use openssl::bn::{BigNum, BigNumContext};
+use openssl::derive::Deriver;
+use openssl::ec::EcPoint;
+use openssl::ecdsa::EcdsaSig;
+use openssl::error::ErrorStack;
+use openssl::hash::MessageDigest;
+use openssl::memcmp;
+use openssl::pkey::{Id, PKey};
+use openssl::rsa::Padding;
+use openssl::sign::Signer;
+use openssl::symm::{Crypter, Mode, decrypt_aead, encrypt_aead};
+use zeroize::Zeroizing;
+
+use crate::Error;
+use crate::engine::Checks;
+use crate::job::{Direction, Output, Work};
+use crate::key::{Cipher, CipherKey, EcPrivate};
+
+/// Does the work. Errors are of the input.
+pub(crate) fn run(work: &Work) -> Result<Output, Error> {
+    match work {
+        Work::RsaPrivate { key, input } => {
+            let mut output = Zeroizing::new(vec![0; key.size()]);
+            // With blinding, and with OpenSSL's own check of the result.
+            let done = key.rsa.private_encrypt(input, &mut output, Padding::NONE);
+            done.map_err(failed("the private operation of RSA"))?;
+            Ok(Output::Bytes(output))
+        }
+        Work::EcdsaSign { key, digest, nonce: _ } => {
+            let size = key.curve().size();
+            let sign = || {
+                let signature = EcdsaSig::sign(digest, &key.key)?;
+                let size = i32::try_from(size).unwrap_or_default();
+                let (r, s) = (signature.r().to_vec_padded(size)?, signature.s().to_vec_padded(size)?);
+                Ok(Output::Signature { r, s })
+            };
+            sign().map_err(failed("an ECDSA signature"))
+        }
+        Work::Ecdh { key, x, y } => ecdh(key, x, y).map_err(|_stack| Error::Peer),
+        Work::X25519 { key, peer } => {
+            let derive = || {
+                let own = PKey::private_key_from_raw_bytes(&key.scalar[..], Id::X25519)?;
+                let peer = PKey::public_key_from_raw_bytes(peer, Id::X25519)?;
+                let mut deriver = Deriver::new(&own)?;
+                deriver.set_peer(&peer)?;
+                Ok::<_, ErrorStack>(Output::Bytes(Zeroizing::new(deriver.derive_to_vec()?)))
+            };
+            derive().map_err(|_stack| Error::Peer)
+        }
+        Work::Cipher { key, direction, iv, additional, text, tag } => match key.cipher {
+            Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(key, *direction, iv, additional, text, tag),
+            Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => {
+                cbc_hmac(key, *direction, iv, additional, text, tag)
+            }
+        },
+    }
+}
+
+fn ecdh(key: &EcPrivate, x: &[u8], y: &[u8]) -> Result<Output, ErrorStack> {
+    let group = key.curve().group();
+    let mut context = BigNumContext::new()?;
+    let mut point = EcPoint::new(group)?;
+    point.set_affine_coordinates_gfp(group, &*BigNum::from_slice(x)?, &*BigNum::from_slice(y)?, &mut context)?;
+    let mut shared = EcPoint::new(group)?;
+    shared.mul2(group, &point, key.key.private_key(), &mut context)?;
+    let (mut x, mut y) = (BigNum::new()?, BigNum::new()?);
+    shared.affine_coordinates_gfp(group, &mut x, &mut y, &mut context)?;
+    let size = i32::try_from(key.curve().size()).unwrap_or_default();
+    Ok(Output::Point { x: Zeroizing::new(x.to_vec_padded(size)?), y: Zeroizing::new(y.to_vec_padded(size)?) })
+}
+
+fn gcm(
+    key: &CipherKey,
+    direction: Direction,
+    iv: &[u8],
+    additional: &[u8],
+    text: &[u8],
+    tag: &[u8],
+) -> Result<Output, Error> {
+    let cipher = match key.cipher.key_size() {
+        16 => openssl::symm::Cipher::aes_128_gcm(),
+        _ => openssl::symm::Cipher::aes_256_gcm(),
+    };
+    match direction {
+        Direction::Seal => {
+            let mut tag = vec![0; Cipher::TAG];
+            let text = encrypt_aead(cipher, &key.key, Some(iv), additional, text, &mut tag);
+            Ok(Output::Text { text: Zeroizing::new(text.map_err(failed("AES-GCM"))?), tag })
+        }
+        Direction::Open => {
+            let text = decrypt_aead(cipher, &key.key, Some(iv), additional, text, tag);
+            let text = text.map_err(|_stack| Error::NotAuthentic)?;
+            Ok(Output::Text { text: Zeroizing::new(text), tag: Vec::new() })
+        }
+    }
+}
+
+fn cbc_hmac(
+    key: &CipherKey,
+    direction: Direction,
+    iv: &[u8],
+    additional: &[u8],
+    text: &[u8],
+    tag: &[u8],
+) -> Result<Output, Error> {
+    match direction {
+        Direction::Seal => {
+            let text = Zeroizing::new(cbc(key, Mode::Encrypt, iv, text).map_err(failed("AES-CBC"))?);
+            let tag = digest(key, iv, additional, &text).map_err(failed("HMAC-SHA-256"))?;
+            Ok(Output::Text { text, tag })
+        }
+        Direction::Open => {
+            let ours = digest(key, iv, additional, text).map_err(failed("HMAC-SHA-256"))?;
+            if tag.len() != ours.len() || !memcmp::eq(&ours, tag) {
+                return Err(Error::NotAuthentic);
+            }
+            let text = Zeroizing::new(cbc(key, Mode::Decrypt, iv, text).map_err(failed("AES-CBC"))?);
+            Ok(Output::Text { text, tag: Vec::new() })
+        }
+    }
+}
+
+fn digest(key: &CipherKey, iv: &[u8], additional: &[u8], text: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+    let hash_key = PKey::hmac(&key.hash_key)?;
+    let mut signer = Signer::new(MessageDigest::sha256(), &hash_key)?;
+    for part in [additional, iv, text] {
+        signer.update(part)?;
+    }
+    let mut digest = signer.sign_to_vec()?;
+    digest.truncate(Cipher::TAG);
+    Ok(digest)
+}
+
+fn cbc(key: &CipherKey, mode: Mode, iv: &[u8], text: &[u8]) -> Result<Vec<u8>, ErrorStack> {
+    let cipher = match key.cipher.key_size() {
+        16 => openssl::symm::Cipher::aes_128_cbc(),
+        _ => openssl::symm::Cipher::aes_256_cbc(),
+    };
+    let mut crypter = Crypter::new(cipher, mode, &key.key, Some(iv))?;
+    crypter.pad(false);
+    let mut output = vec![0; text.len() + cipher.block_size()];
+    let mut length = crypter.update(text, &mut output)?;
+    length += crypter.finalize(&mut output[length..])?;
+    output.truncate(length);
+    Ok(output)
+}
+
+/// Whether a device's answer is the right one, as far as `checks` asks. What cannot be told more cheaply is computed
+/// again.
+pub(crate) fn right(work: &Work, output: &Output, checks: Checks) -> bool {
+    match (work, output) {
+        (Work::RsaPrivate { key, input }, Output::Bytes(bytes)) => {
+            // A fault in one half of the CRT gives the key away to whoever sees the result (Boneh, DeMillo, Lipton).
+            let mut recovered = Zeroizing::new(vec![0; key.size()]);
+            let length = key.public.public_decrypt(bytes, &mut recovered, Padding::NONE);
+            length.is_ok_and(|length| recovered[..length] == input[..])
+        }
+        (Work::EcdsaSign { key, digest, .. }, Output::Signature { r, s }) => {
+            let verify = || {
+                let signature = EcdsaSig::from_private_components(BigNum::from_slice(r)?, BigNum::from_slice(s)?)?;
+                signature.verify(digest, &key.public)
+            };
+            verify().unwrap_or(false)
+        }
+        (Work::Ecdh { key, .. }, Output::Point { x, y }) => {
+            let group = key.curve().group();
+            let on_curve = || {
+                let mut point = EcPoint::new(group)?;
+                let (x, y) = (BigNum::from_slice(x)?, BigNum::from_slice(y)?);
+                point.set_affine_coordinates_gfp(group, &x, &y, &mut *BigNumContext::new()?)
+            };
+            on_curve().is_ok()
+        }
+        (Work::X25519 { .. }, Output::Bytes(_)) | (Work::Cipher { .. }, Output::Text { .. }) => match checks {
+            Checks::Every => run(work).is_ok_and(|ours| ours == *output),
+            Checks::Cheap => true,
+        },
+        _ => false,
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(ErrorStack) -> Error {
+    move |source| Error::OpenSsl { what, source }
+}

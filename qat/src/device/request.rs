@@ -1,0 +1,467 @@
+//! One operation in the words of the CPA: what is laid out in a slot, the call, and what is read back.
+
+use std::ffi::c_void;
+
+use qat_sys::{
+    CPA_CY_EC_FIELD_TYPE_PRIME, CPA_CY_EC_MONTEDWDS_CURVE25519_TYPE, CPA_CY_PRIORITY_NORMAL,
+    CPA_CY_RSA_PRIVATE_KEY_REP_TYPE_2, CPA_CY_RSA_VERSION_TWO_PRIME, CPA_CY_SYM_ALG_CHAIN_ORDER_CIPHER_THEN_HASH,
+    CPA_CY_SYM_ALG_CHAIN_ORDER_HASH_THEN_CIPHER, CPA_CY_SYM_CIPHER_AES_CBC, CPA_CY_SYM_CIPHER_AES_GCM,
+    CPA_CY_SYM_CIPHER_DIRECTION_DECRYPT, CPA_CY_SYM_CIPHER_DIRECTION_ENCRYPT, CPA_CY_SYM_HASH_AES_GCM,
+    CPA_CY_SYM_HASH_MODE_AUTH, CPA_CY_SYM_HASH_SHA256, CPA_CY_SYM_OP_ALGORITHM_CHAINING, CPA_CY_SYM_PACKET_TYPE_FULL,
+    CPA_FALSE, CPA_STATUS_RETRY, CPA_STATUS_SUCCESS, CPA_STATUS_UNSUPPORTED, CPA_TRUE, CpaBoolean, CpaBufferList,
+    CpaCyEcMontEdwdsPointMultiplyOpData, CpaCyEcPointMultiplyOpData, CpaCyEcdsaSignRSOpData, CpaCyRsaDecryptOpData,
+    CpaCyRsaPrivateKey, CpaCyRsaPrivateKeyRep1, CpaCyRsaPrivateKeyRep2, CpaCySymOp, CpaCySymOpData,
+    CpaCySymSessionSetupData, CpaFlatBuffer, CpaInstanceHandle, CpaStatus, Library,
+};
+use zeroize::Zeroizing;
+
+use super::heard;
+use super::memory::{LONGEST_TEXT, Slot};
+use crate::job::{Direction, Operation, Output, Work};
+use crate::key::{Cipher, CipherKey, Curve, Domain};
+
+/// What was laid out, and where the result will be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Request {
+    Rsa {
+        op: *mut CpaCyRsaDecryptOpData,
+        out: *mut CpaFlatBuffer,
+        result: CpaFlatBuffer,
+    },
+    Ecdsa {
+        op: *mut CpaCyEcdsaSignRSOpData,
+        r: *mut CpaFlatBuffer,
+        s: *mut CpaFlatBuffer,
+        result: [CpaFlatBuffer; 2],
+    },
+    Ecdh {
+        op: *mut CpaCyEcPointMultiplyOpData,
+        x: *mut CpaFlatBuffer,
+        y: *mut CpaFlatBuffer,
+        result: [CpaFlatBuffer; 2],
+    },
+    X25519 {
+        op: *mut CpaCyEcMontEdwdsPointMultiplyOpData,
+        x: *mut CpaFlatBuffer,
+        y: *mut CpaFlatBuffer,
+        result: CpaFlatBuffer,
+    },
+    Cipher {
+        op: *mut CpaCySymOpData,
+        list: *mut CpaBufferList,
+        session: *mut c_void,
+        text: CpaFlatBuffer,
+        tag: Option<CpaFlatBuffer>,
+    },
+}
+
+// SAFETY: the pointers are into the slot that goes with the request, which one thread at a time holds.
+unsafe impl Send for Request {}
+
+/// Whether the library has the functions for it, and the device by what is known of it.
+pub(crate) fn has(library: &Library, operation: Operation) -> bool {
+    let cpa = &library.cpa;
+    match operation {
+        // HW 1.7 has no more than 4096 bits.
+        Operation::RsaPrivate(bits) => [2048, 3072, 4096].contains(&bits) && cpa.cpaCyRsaDecrypt.is_ok(),
+        Operation::EcdsaSign(_) => cpa.cpaCyEcdsaSignRS.is_ok(),
+        Operation::Ecdh(_) => cpa.cpaCyEcPointMultiply.is_ok(),
+        Operation::X25519 => cpa.cpaCyEcMontEdwdsPointMultiply.is_ok(),
+        Operation::Cipher(..) => {
+            cpa.cpaCySymSessionCtxGetSize.is_ok()
+                && cpa.cpaCySymInitSession.is_ok()
+                && cpa.cpaCySymPerformOp.is_ok()
+                && cpa.cpaCySymRemoveSession.is_ok()
+                && cpa.cpaCyBufferListGetMetaSize.is_ok()
+        }
+    }
+}
+
+/// Whether the work is within what a slot and a device take.
+pub(crate) fn fits(work: &Work) -> bool {
+    match work {
+        Work::RsaPrivate { .. } | Work::EcdsaSign { .. } | Work::Ecdh { .. } | Work::X25519 { .. } => true,
+        Work::Cipher { text, additional, .. } => {
+            !text.is_empty() && text.len() + additional.len() <= LONGEST_TEXT && additional.len() <= LONGEST_ADDITIONAL
+        }
+    }
+}
+
+impl Request {
+    /// None where there is no room, or no session.
+    pub(crate) fn lay_out(
+        work: &Work,
+        slot: &mut Slot,
+        library: &Library,
+        instance: CpaInstanceHandle,
+    ) -> Option<Self> {
+        match work {
+            Work::RsaPrivate { key, input } => {
+                let [p, q, dp, dq, qinv] = &key.crt;
+                let private = CpaCyRsaPrivateKey {
+                    version: CPA_CY_RSA_VERSION_TWO_PRIME,
+                    privateKeyRepType: CPA_CY_RSA_PRIVATE_KEY_REP_TYPE_2,
+                    privateKeyRep1: CpaCyRsaPrivateKeyRep1 { modulusN: NOTHING, privateExponentD: NOTHING },
+                    privateKeyRep2: CpaCyRsaPrivateKeyRep2 {
+                        prime1P: slot.put(p)?,
+                        prime2Q: slot.put(q)?,
+                        exponent1Dp: slot.put(dp)?,
+                        exponent2Dq: slot.put(dq)?,
+                        coefficientQInv: slot.put(qinv)?,
+                    },
+                };
+                let data =
+                    CpaCyRsaDecryptOpData { pRecipientPrivateKey: slot.place(private)?, inputData: slot.put(input)? };
+                let result = slot.space(key.size())?;
+                Some(Self::Rsa { op: slot.place(data)?, out: slot.place(result)?, result })
+            }
+            Work::EcdsaSign { key, digest, nonce } => {
+                let curve = key.curve();
+                let domain = curve.domain();
+                let fresh = if nonce.is_none() { Some(fresh_nonce(curve)?) } else { None };
+                let nonce = nonce.as_ref().or(fresh.as_ref())?;
+                let data = CpaCyEcdsaSignRSOpData {
+                    xg: slot.put(&domain.x)?,
+                    yg: slot.put(&domain.y)?,
+                    n: slot.put(&domain.order)?,
+                    q: slot.put(&domain.prime)?,
+                    a: slot.put(&domain.a)?,
+                    b: slot.put(&domain.b)?,
+                    k: slot.put(nonce)?,
+                    m: slot.put(digest)?,
+                    d: slot.put(&key.scalar)?,
+                    fieldType: CPA_CY_EC_FIELD_TYPE_PRIME,
+                };
+                let result = [slot.space(curve.size())?, slot.space(curve.size())?];
+                Some(Self::Ecdsa {
+                    op: slot.place(data)?,
+                    r: slot.place(result[0])?,
+                    s: slot.place(result[1])?,
+                    result,
+                })
+            }
+            Work::Ecdh { key, x, y } => {
+                let curve = key.curve();
+                let Domain { prime, a, b, .. } = curve.domain();
+                let data = CpaCyEcPointMultiplyOpData {
+                    k: slot.put(&key.scalar)?,
+                    xg: slot.put(x)?,
+                    yg: slot.put(y)?,
+                    a: slot.put(a)?,
+                    b: slot.put(b)?,
+                    q: slot.put(prime)?,
+                    h: NOTHING,
+                    fieldType: CPA_CY_EC_FIELD_TYPE_PRIME,
+                };
+                let result = [slot.space(curve.size())?, slot.space(curve.size())?];
+                Some(Self::Ecdh { op: slot.place(data)?, x: slot.place(result[0])?, y: slot.place(result[1])?, result })
+            }
+            Work::X25519 { key, peer } => {
+                // RFC 7748 has the least significant byte first, the CPA the most significant; and the CPA does not say
+                // that it prepares either number, so that is done here.
+                let mut scalar = Zeroizing::new(*key.scalar);
+                scalar[0] &= 0xf8;
+                scalar[31] = (scalar[31] & 0x7f) | 0x40;
+                let mut x = *peer;
+                x[31] &= 0x7f;
+                scalar.reverse();
+                x.reverse();
+                let data = CpaCyEcMontEdwdsPointMultiplyOpData {
+                    curveType: CPA_CY_EC_MONTEDWDS_CURVE25519_TYPE,
+                    generator: CPA_FALSE,
+                    k: slot.put(&scalar[..])?,
+                    x: slot.put(&x)?,
+                    y: NOTHING,
+                };
+                let (result, unused) = (slot.space(32)?, slot.space(32)?);
+                Some(Self::X25519 { op: slot.place(data)?, x: slot.place(result)?, y: slot.place(unused)?, result })
+            }
+            Work::Cipher { key, direction, iv, additional, text, tag } => {
+                let (setup, op, list, text, tag) = match key.cipher {
+                    Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(slot, key, *direction, iv, additional, text, tag)?,
+                    Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => {
+                        cbc_hmac(slot, key, *direction, iv, additional, text, tag)?
+                    }
+                };
+                let list = with_metadata(slot, library, instance, list)?;
+                let session = open_session(slot, library, instance, setup)?;
+                let op = CpaCySymOpData { sessionCtx: session, ..op };
+                let tag = (*direction == Direction::Seal).then_some(tag);
+                let Some(op) = slot.place(op) else {
+                    close_session(library, instance, session);
+                    return None;
+                };
+                Some(Self::Cipher { op, list, session, text, tag })
+            }
+        }
+    }
+
+    /// Gives it to the device. With success, and only then, the slot is the device's.
+    pub(crate) fn submit(&self, library: &Library, instance: CpaInstanceHandle, tag: *mut c_void) -> CpaStatus {
+        let cpa = &library.cpa;
+        let unused: *mut CpaBoolean = std::ptr::null_mut();
+        match *self {
+            Self::Rsa { op, out, .. } => cpa.cpaCyRsaDecrypt.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                // SAFETY: both structures and all they name are in the slot, which is kept until the callback.
+                unsafe { call(instance, Some(answered_flat), tag, op, out) }
+            }),
+            Self::Ecdsa { op, r, s, .. } => cpa.cpaCyEcdsaSignRS.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                // SAFETY: as above; the status is written in synchronous mode alone.
+                unsafe { call(instance, Some(answered_pair), tag, op, unused, r, s) }
+            }),
+            Self::Ecdh { op, x, y, .. } => cpa.cpaCyEcPointMultiply.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                // SAFETY: as above.
+                unsafe { call(instance, Some(answered_pair), tag, op, unused, x, y) }
+            }),
+            Self::X25519 { op, x, y, .. } => {
+                cpa.cpaCyEcMontEdwdsPointMultiply.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                    // SAFETY: as above.
+                    unsafe { call(instance, Some(answered_pair), tag, op, unused, x, y) }
+                })
+            }
+            Self::Cipher { op, list, .. } => cpa.cpaCySymPerformOp.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                // SAFETY: as above; the session is in the slot too.
+                unsafe { call(instance, tag, op, list, list, unused) }
+            }),
+        }
+    }
+
+    /// What the device wrote.
+    pub(crate) fn output(&self, slot: &Slot) -> Output {
+        match *self {
+            Self::Rsa { result, .. } => Output::Bytes(slot.read(result)),
+            Self::Ecdsa { result: [r, s], .. } => {
+                Output::Signature { r: slot.read(r).to_vec(), s: slot.read(s).to_vec() }
+            }
+            Self::Ecdh { result: [x, y], .. } => Output::Point { x: slot.read(x), y: slot.read(y) },
+            Self::X25519 { result, .. } => {
+                let mut secret = slot.read(result);
+                secret.reverse();
+                Output::Bytes(secret)
+            }
+            Self::Cipher { text, tag, .. } => {
+                let tag = tag.map(|tag| slot.read(tag).to_vec()).unwrap_or_default();
+                Output::Text { text: slot.read(text), tag }
+            }
+        }
+    }
+
+    /// Whether the slot is free of the library after this: a session may be in use for a moment longer.
+    pub(crate) fn close(&self, library: &Library, instance: CpaInstanceHandle) -> bool {
+        match *self {
+            Self::Rsa { .. } | Self::Ecdsa { .. } | Self::Ecdh { .. } | Self::X25519 { .. } => true,
+            Self::Cipher { session, .. } => close_session(library, instance, session),
+        }
+    }
+}
+
+type LaidOut = (CpaCySymSessionSetupData, CpaCySymOpData, CpaBufferList, CpaFlatBuffer, CpaFlatBuffer);
+
+fn gcm(
+    slot: &mut Slot,
+    key: &CipherKey,
+    direction: Direction,
+    iv: &[u8],
+    additional: &[u8],
+    text: &[u8],
+    tag: &[u8],
+) -> Option<LaidOut> {
+    let mut setup = setup(slot, key, direction)?;
+    setup.cipherSetupData.cipherAlgorithm = CPA_CY_SYM_CIPHER_AES_GCM;
+    setup.hashSetupData.hashAlgorithm = CPA_CY_SYM_HASH_AES_GCM;
+    setup.hashSetupData.authModeSetupData.aadLenInBytes = u32::try_from(additional.len()).ok()?;
+    let mut op = empty_operation();
+    // Sixteen bytes are to be there, whatever the length.
+    let mut whole_iv = [0; 16];
+    whole_iv[..iv.len()].copy_from_slice(iv);
+    op.pIv = slot.put(&whole_iv)?.pData;
+    op.ivLenInBytes = u32::try_from(iv.len()).ok()?;
+    // Whole blocks, and at least one.
+    let mut padded = additional.to_vec();
+    padded.resize(additional.len().max(1).next_multiple_of(16), 0);
+    op.pAdditionalAuthData = slot.put(&padded)?.pData;
+    let text = slot.put(text)?;
+    op.messageLenToCipherInBytes = text.dataLenInBytes;
+    let tag = put_tag(slot, tag)?;
+    op.pDigestResult = tag.pData;
+    Some((setup, op, list(slot, text)?, text, tag))
+}
+
+fn cbc_hmac(
+    slot: &mut Slot,
+    key: &CipherKey,
+    direction: Direction,
+    iv: &[u8],
+    additional: &[u8],
+    text: &[u8],
+    tag: &[u8],
+) -> Option<LaidOut> {
+    let mut setup = setup(slot, key, direction)?;
+    setup.cipherSetupData.cipherAlgorithm = CPA_CY_SYM_CIPHER_AES_CBC;
+    setup.hashSetupData.hashAlgorithm = CPA_CY_SYM_HASH_SHA256;
+    let hash_key = slot.put(&key.hash_key)?;
+    setup.hashSetupData.authModeSetupData.authKey = hash_key.pData;
+    setup.hashSetupData.authModeSetupData.authKeyLenInBytes = hash_key.dataLenInBytes;
+    let mut op = empty_operation();
+    let own_iv = slot.put(iv)?;
+    (op.pIv, op.ivLenInBytes) = (own_iv.pData, own_iv.dataLenInBytes);
+    let whole = slot.put(&Zeroizing::new([additional, iv, text].concat()))?;
+    let before = u32::try_from(additional.len() + iv.len()).ok()?;
+    op.cryptoStartSrcOffsetInBytes = before;
+    op.messageLenToCipherInBytes = u32::try_from(text.len()).ok()?;
+    op.messageLenToHashInBytes = whole.dataLenInBytes;
+    let tag = put_tag(slot, tag)?;
+    op.pDigestResult = tag.pData;
+    let text = CpaFlatBuffer {
+        dataLenInBytes: op.messageLenToCipherInBytes,
+        pData: whole.pData.wrapping_add(before as usize),
+    };
+    Some((setup, op, list(slot, whole)?, text, tag))
+}
+
+/// Where the tag will be, or the one to compare with.
+fn put_tag(slot: &mut Slot, tag: &[u8]) -> Option<CpaFlatBuffer> {
+    if tag.is_empty() { slot.space(Cipher::TAG) } else { slot.put(tag) }
+}
+
+fn list(slot: &mut Slot, buffer: CpaFlatBuffer) -> Option<CpaBufferList> {
+    Some(CpaBufferList {
+        numBuffers: 1,
+        pBuffers: slot.place(buffer)?,
+        pUserData: std::ptr::null_mut(),
+        pPrivateMetaData: std::ptr::null_mut(),
+    })
+}
+
+fn with_metadata(
+    slot: &mut Slot,
+    library: &Library,
+    instance: CpaInstanceHandle,
+    mut list: CpaBufferList,
+) -> Option<*mut CpaBufferList> {
+    let mut size = 0;
+    let call = library.cpa.cpaCyBufferListGetMetaSize.as_ref().ok()?;
+    // SAFETY: writes one number where it is told to.
+    let status = unsafe { call(instance, list.numBuffers, &raw mut size) };
+    if status != CPA_STATUS_SUCCESS {
+        return None;
+    }
+    if size > 0 {
+        list.pPrivateMetaData = slot.space(size as usize)?.pData.cast();
+    }
+    slot.place(list)
+}
+
+fn setup(slot: &mut Slot, key: &CipherKey, direction: Direction) -> Option<CpaCySymSessionSetupData> {
+    // SAFETY: every field is a number or a pointer, for which zero is a value.
+    let mut setup: CpaCySymSessionSetupData = unsafe { std::mem::zeroed() };
+    let cipher_key = slot.put(&key.key)?;
+    setup.sessionPriority = CPA_CY_PRIORITY_NORMAL;
+    setup.symOperation = CPA_CY_SYM_OP_ALGORITHM_CHAINING;
+    setup.cipherSetupData.pCipherKey = cipher_key.pData;
+    setup.cipherSetupData.cipherKeyLenInBytes = cipher_key.dataLenInBytes;
+    setup.hashSetupData.hashMode = CPA_CY_SYM_HASH_MODE_AUTH;
+    setup.hashSetupData.digestResultLenInBytes = u32::try_from(Cipher::TAG).ok()?;
+    setup.digestIsAppended = CPA_FALSE;
+    setup.partialsNotRequired = CPA_TRUE;
+    match direction {
+        Direction::Seal => {
+            setup.cipherSetupData.cipherDirection = CPA_CY_SYM_CIPHER_DIRECTION_ENCRYPT;
+            setup.algChainOrder = CPA_CY_SYM_ALG_CHAIN_ORDER_CIPHER_THEN_HASH;
+        }
+        Direction::Open => {
+            setup.cipherSetupData.cipherDirection = CPA_CY_SYM_CIPHER_DIRECTION_DECRYPT;
+            setup.algChainOrder = CPA_CY_SYM_ALG_CHAIN_ORDER_HASH_THEN_CIPHER;
+            setup.verifyDigest = CPA_TRUE;
+        }
+    }
+    Some(setup)
+}
+
+fn empty_operation() -> CpaCySymOpData {
+    // SAFETY: every field is a number or a pointer, for which zero is a value.
+    let mut op: CpaCySymOpData = unsafe { std::mem::zeroed() };
+    op.packetType = CPA_CY_SYM_PACKET_TYPE_FULL;
+    op
+}
+
+/// The last thing that is laid out but for the operation, so that there is little to undo.
+fn open_session(
+    slot: &mut Slot,
+    library: &Library,
+    instance: CpaInstanceHandle,
+    setup: CpaCySymSessionSetupData,
+) -> Option<*mut c_void> {
+    let mut size = 0;
+    let setup = slot.place(setup)?;
+    let get_size = library.cpa.cpaCySymSessionCtxGetSize.as_ref().ok()?;
+    // SAFETY: reads the setup, which is in the slot, and writes one number where it is told to.
+    let status = unsafe { get_size(instance, setup, &raw mut size) };
+    if status != CPA_STATUS_SUCCESS {
+        return None;
+    }
+    let context = slot.space(size as usize)?.pData.cast::<c_void>();
+    let open = library.cpa.cpaCySymInitSession.as_ref().ok()?;
+    // SAFETY: the context has the size that the library asked for, and is in the slot.
+    let status = unsafe { open(instance, Some(answered_cipher), setup, context) };
+    (status == CPA_STATUS_SUCCESS).then_some(context)
+}
+
+fn close_session(library: &Library, instance: CpaInstanceHandle, session: *mut c_void) -> bool {
+    let Ok(close) = library.cpa.cpaCySymRemoveSession.as_ref() else { return false };
+    // The library counts a request as pending for a moment after its callback.
+    for _ in 0..100 {
+        // SAFETY: the session was opened in a slot that is still held.
+        match unsafe { close(instance, session) } {
+            CPA_STATUS_RETRY => std::thread::yield_now(),
+            status => return status == CPA_STATUS_SUCCESS,
+        }
+    }
+    false
+}
+
+/// Uniform from 1 to the order less one.
+fn fresh_nonce(curve: Curve) -> Option<Zeroizing<Vec<u8>>> {
+    let mut nonce = Zeroizing::new(vec![0; curve.size()]);
+    // One in 2^32 is out of range.
+    for _ in 0..8 {
+        openssl::rand::rand_bytes(&mut nonce).ok()?;
+        if nonce[..] < curve.domain().order[..] && nonce.iter().any(|byte| *byte != 0) {
+            return Some(nonce);
+        }
+    }
+    None
+}
+
+unsafe extern "C" fn answered_flat(tag: *mut c_void, status: CpaStatus, _op: *mut c_void, _out: *mut CpaFlatBuffer) {
+    // SAFETY: the tag is the one that was submitted.
+    unsafe { heard(tag, status, true) };
+}
+
+unsafe extern "C" fn answered_pair(
+    tag: *mut c_void,
+    status: CpaStatus,
+    _op: *mut c_void,
+    valid: CpaBoolean,
+    _first: *mut CpaFlatBuffer,
+    _second: *mut CpaFlatBuffer,
+) {
+    // SAFETY: the tag is the one that was submitted.
+    unsafe { heard(tag, status, valid == CPA_TRUE) };
+}
+
+unsafe extern "C" fn answered_cipher(
+    tag: *mut c_void,
+    status: CpaStatus,
+    _kind: CpaCySymOp,
+    _op: *mut c_void,
+    _to: *mut CpaBufferList,
+    valid: CpaBoolean,
+) {
+    // SAFETY: the tag is the one that was submitted.
+    unsafe { heard(tag, status, valid == CPA_TRUE) };
+}
+
+const NOTHING: CpaFlatBuffer = CpaFlatBuffer { dataLenInBytes: 0, pData: std::ptr::null_mut() };
+/// As the header of the CPA has it for GCM.
+const LONGEST_ADDITIONAL: usize = 240;

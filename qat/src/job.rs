@@ -1,0 +1,298 @@
+//! What is handed to a backend, and the ticket for its answer.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::key::{Cipher, CipherKey, Curve, EcPrivate, RsaPrivate, X25519Private};
+
+/// One operation, with all it needs.
+#[derive(Debug)]
+pub enum Work {
+    /// The private operation on a number below the modulus, as long as the modulus.
+    RsaPrivate {
+        key: Arc<RsaPrivate>,
+        input: Zeroizing<Vec<u8>>,
+    },
+    /// The digest is no longer than the curve's order. A nonce is given by known-answer tests alone.
+    EcdsaSign {
+        key: Arc<EcPrivate>,
+        digest: Vec<u8>,
+        nonce: Option<Zeroizing<Vec<u8>>>,
+    },
+    /// The peer's point, which is on the curve.
+    Ecdh {
+        key: Arc<EcPrivate>,
+        x: Vec<u8>,
+        y: Vec<u8>,
+    },
+    X25519 {
+        key: Arc<X25519Private>,
+        peer: [u8; 32],
+    },
+    /// For opening, the tag is part of the input; for sealing it is empty.
+    Cipher {
+        key: Arc<CipherKey>,
+        direction: Direction,
+        iv: Vec<u8>,
+        additional: Vec<u8>,
+        text: Zeroizing<Vec<u8>>,
+        tag: Vec<u8>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    Seal,
+    Open,
+}
+
+/// The kind of an operation, as it is tested, measured and counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Operation {
+    /// By bits of the modulus.
+    RsaPrivate(u32),
+    EcdsaSign(Curve),
+    Ecdh(Curve),
+    X25519,
+    Cipher(Cipher, Direction),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RsaPrivate(bits) => write!(f, "RSA-{bits} private"),
+            Self::EcdsaSign(curve) => write!(f, "ECDSA {curve:?} sign"),
+            Self::Ecdh(curve) => write!(f, "ECDH {curve:?}"),
+            Self::X25519 => f.write_str("X25519"),
+            Self::Cipher(cipher, direction) => write!(f, "{cipher:?} {direction:?}"),
+        }
+    }
+}
+
+impl Work {
+    pub fn operation(&self) -> Operation {
+        match self {
+            Self::RsaPrivate { key, .. } => Operation::RsaPrivate(key.bits()),
+            Self::EcdsaSign { key, .. } => Operation::EcdsaSign(key.curve()),
+            Self::Ecdh { key, .. } => Operation::Ecdh(key.curve()),
+            Self::X25519 { .. } => Operation::X25519,
+            Self::Cipher { key, direction, .. } => Operation::Cipher(key.cipher(), *direction),
+        }
+    }
+
+    /// Bytes of text, for operations whose cost is in them.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::RsaPrivate { .. } | Self::EcdsaSign { .. } | Self::Ecdh { .. } | Self::X25519 { .. } => 0,
+            Self::Cipher { text, .. } => text.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub enum Output {
+    /// A number as long as the modulus; a shared secret.
+    Bytes(Zeroizing<Vec<u8>>),
+    /// Both coordinates of a shared point; the secret is the first.
+    Point {
+        x: Zeroizing<Vec<u8>>,
+        y: Zeroizing<Vec<u8>>,
+    },
+    Signature {
+        r: Vec<u8>,
+        s: Vec<u8>,
+    },
+    /// The tag is empty for a text that was opened.
+    Text {
+        text: Zeroizing<Vec<u8>>,
+        tag: Vec<u8>,
+    },
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bytes(_) => "Bytes",
+            Self::Point { .. } => "Point",
+            Self::Signature { .. } => "Signature",
+            Self::Text { .. } => "Text",
+        })
+    }
+}
+
+/// What a backend answers.
+#[derive(Debug)]
+pub enum Answer {
+    Done(Output),
+    /// There is no result: a tag that is wrong, a point at infinity. The CPU has the last word on that.
+    Invalid,
+    Failed(Reason),
+}
+
+/// Why the CPU did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// No device was found; the discovery says at which step.
+    NoDevice,
+    /// The device has no such operation, or the text is too long for its buffers.
+    NotSupported,
+    /// The CPU does it for less.
+    Cheaper,
+    /// The configuration says so.
+    Configured,
+    /// No instance is in use: each is open, restarting or not yet tested.
+    NoInstance,
+    /// Every instance that is in use has failed this operation's test.
+    Untested,
+    /// Every ring is full.
+    Busy,
+    /// No pinned memory is left.
+    NoMemory,
+    /// The device refused the request.
+    Refused,
+    /// The device answered that it failed, as it does to all that was in flight at a reset.
+    Failed,
+    /// No answer in time.
+    Deadline,
+    /// The answer was wrong.
+    WrongAnswer,
+    /// The device found the input invalid.
+    Invalid,
+    /// The engine is stopping.
+    Stopping,
+}
+
+impl Reason {
+    pub const ALL: [Self; 14] = [
+        Self::NoDevice,
+        Self::NotSupported,
+        Self::Cheaper,
+        Self::Configured,
+        Self::NoInstance,
+        Self::Untested,
+        Self::Busy,
+        Self::NoMemory,
+        Self::Refused,
+        Self::Failed,
+        Self::Deadline,
+        Self::WrongAnswer,
+        Self::Invalid,
+        Self::Stopping,
+    ];
+}
+
+/// Which part of a backend has the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(pub usize);
+
+/// What became of work that a backend took, told to it by the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Right,
+    Late,
+    Failed,
+    Wrong,
+}
+
+/// The work was not taken; the reply comes back for somebody else to use.
+#[derive(Debug)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub reply: Reply,
+}
+
+/// Somebody who does operations. Work is taken and answered later by [`Reply`], so that a backend may gather what came
+/// in and do it together.
+pub trait Backend: Send + Sync + fmt::Debug {
+    fn name(&self) -> &str;
+    /// Whether the operation is one of its own. It may still refuse work.
+    fn takes(&self, operation: Operation) -> bool;
+    /// Takes the work, or says why not. Does not wait for the result.
+    fn submit(&self, work: &Arc<Work>, reply: Reply) -> Result<Place, Refusal>;
+    fn judge(&self, place: Place, verdict: Verdict, now: Instant);
+    /// Operations that were taken and not answered.
+    fn in_flight(&self) -> usize;
+}
+
+/// The caller's end.
+#[derive(Debug)]
+pub struct Ticket(Arc<Cell>);
+
+/// The backend's end. Dropped without an answer, it answers that the work failed.
+#[derive(Debug)]
+pub struct Reply(Option<Arc<Cell>>);
+
+#[derive(Debug, Default)]
+struct Cell {
+    answer: Mutex<Option<Answer>>,
+    ready: Condvar,
+}
+
+pub fn ticket() -> (Ticket, Reply) {
+    let cell = Arc::new(Cell::default());
+    (Ticket(Arc::clone(&cell)), Reply(Some(cell)))
+}
+
+impl Ticket {
+    /// The answer, if it comes within `patience`. After that it may still come, to nobody.
+    pub fn wait(&self, patience: Duration) -> Option<Answer> {
+        let guard = self.0.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.0.ready.wait_timeout_while(guard, patience, |answer| answer.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.0.answer.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+impl Reply {
+    /// Whether somebody still waited for it.
+    pub fn answer(mut self, answer: Answer) -> bool {
+        self.give(answer)
+    }
+
+    fn give(&mut self, answer: Answer) -> bool {
+        let Some(cell) = self.0.take() else { return false };
+        *cell.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        cell.ready.notify_all();
+        Arc::strong_count(&cell) > 1
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.give(Answer::Failed(Reason::Failed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_that_is_dropped_is_an_answer() {
+        let (ticket, reply) = ticket();
+        assert!(!ticket.is_ready());
+        drop(reply);
+        assert!(matches!(ticket.wait(Duration::ZERO), Some(Answer::Failed(Reason::Failed))));
+    }
+
+    #[test]
+    fn an_answer_knows_whether_somebody_waits() {
+        let (waits, reply) = ticket();
+        assert!(reply.answer(Answer::Invalid));
+        assert!(matches!(waits.wait(Duration::ZERO), Some(Answer::Invalid)));
+        let (gone, reply) = ticket();
+        assert!(gone.wait(Duration::ZERO).is_none());
+        drop(gone);
+        assert!(!reply.answer(Answer::Invalid));
+    }
+}

@@ -1,0 +1,191 @@
+//! Thousands of mixed operations under every fault, alone and together: none fails, none is wrong, and no buffer is touched
+//! while the device has it. Every result is checked by OpenSSL, apart from the engine.
+//!
+//! `QUADWAY_CAMPAIGN` is the number of operations; `make campaign` runs the long one.
+#![expect(clippy::unwrap_used, reason = "test code; clippy knows only the test functions")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Keys, impatient};
+use qat::{Counts, Engine, InstanceStatus, Operation, Reason, State};
+use qat_sim::{Count, Fault, Simulator};
+
+const THREADS: u64 = 8;
+
+struct Phase {
+    name: &'static str,
+    faults: &'static [(Fault, u64)],
+    /// Instances are reset, or hang, again and again.
+    resets: bool,
+    hangs: bool,
+}
+
+const PHASES: [Phase; 11] = [
+    phase("none", &[]),
+    phase("latency", &[(Fault::Latency, 300), (Fault::Jitter, 400)]),
+    phase("retry", &[(Fault::Retry, 300)]),
+    phase("always retry", &[(Fault::Retry, 1000)]),
+    phase("drop", &[(Fault::Drop, 10)]),
+    phase("corrupt", &[(Fault::Corrupt, 20)]),
+    phase("fail", &[(Fault::Fail, 20)]),
+    Phase { hangs: true, ..phase("hang", &[(Fault::Latency, 100)]) },
+    Phase { resets: true, ..phase("reset", &[(Fault::Latency, 100)]) },
+    Phase {
+        resets: true,
+        hangs: true,
+        ..phase(
+            "all together",
+            &[
+                (Fault::Latency, 200),
+                (Fault::Jitter, 2_000),
+                (Fault::Retry, 100),
+                (Fault::Drop, 2),
+                (Fault::Corrupt, 2),
+                (Fault::Fail, 2),
+            ],
+        )
+    },
+    // Deadlines follow it, so it is the last.
+    phase("long latency", &[(Fault::Latency, 30_000), (Fault::Jitter, 60_000)]),
+];
+
+const fn phase(name: &'static str, faults: &'static [(Fault, u64)]) -> Phase {
+    Phase { name, faults, resets: false, hangs: false }
+}
+
+#[test]
+fn no_operation_fails_or_is_wrong_under_any_fault() {
+    let wanted: u64 = std::env::var("QUADWAY_CAMPAIGN").map_or(3_300, |text| text.parse().unwrap());
+    let simulator = Simulator::fresh();
+    simulator.behave();
+    let engine = Engine::start(impatient(&simulator));
+    let keys = Keys::get();
+    let mut resident = Vec::new();
+    let mut before = BTreeMap::new();
+    let (mut total, mut offloaded_total) = (0, 0);
+    let began = Instant::now();
+    for phase in &PHASES {
+        simulator.behave();
+        phase.faults.iter().for_each(|(fault, value)| simulator.set(*fault, *value));
+        let started = Instant::now();
+        let operations = run(&engine, &simulator, keys, phase, wanted.div_ceil(PHASES.len() as u64));
+        let counts = engine.status().counts;
+        let (offloaded, fallbacks) = difference(&before, &counts);
+        before = counts;
+        println!(
+            "{:<13} {operations:6} operations in {:6.2?}, {offloaded:6} offloaded; {fallbacks:?}",
+            phase.name,
+            started.elapsed()
+        );
+        assert_eq!(operations, offloaded + fallbacks.values().sum::<u64>(), "{}: each is counted once", phase.name);
+        total += operations;
+        offloaded_total += offloaded;
+        resident.push(resident_kib());
+        assert_eq!(simulator.violations(), [], "{}", phase.name);
+    }
+    println!("{total} operations in {:.1?}, {offloaded_total} offloaded, 0 failed, 0 wrong", began.elapsed());
+    for count in [
+        Count::Requests,
+        Count::Answers,
+        Count::Retried,
+        Count::Dropped,
+        Count::Corrupted,
+        Count::Failed,
+        Count::Resets,
+    ] {
+        print!("{count:?} {}  ", simulator.count(count));
+    }
+    println!("\nresident after each phase, KiB: {resident:?}");
+    let grown = resident.last().unwrap().saturating_sub(resident[1]);
+    assert!(grown < 32 * 1024, "memory grew by {grown} KiB");
+
+    // All is well again without anybody's doing.
+    simulator.behave();
+    let until = Instant::now() + Duration::from_secs(20);
+    let in_use = |instance: &InstanceStatus| {
+        matches!(instance.state, State::Closed { .. }) && instance.tests.values().all(|passed| *passed)
+    };
+    while !engine.status().instances.iter().all(in_use) {
+        assert!(Instant::now() < until, "{:?}", engine.status().instances);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let counts = engine.status().counts;
+    run(&engine, &simulator, keys, &PHASES[0], 100);
+    assert!(difference(&counts, &engine.status().counts).0 > 50, "the device is used again");
+    let restarts: u64 = engine.status().instances.iter().map(|instance| instance.restarts).sum();
+    assert!(restarts > 0 && offloaded_total > total / 4, "{restarts} restarts, {offloaded_total} of {total} offloaded");
+
+    drop(engine);
+    assert_eq!(simulator.violations(), []);
+    for count in [Count::InFlight, Count::Pinned, Count::Sessions] {
+        assert_eq!(simulator.count(count), 0, "{count:?}");
+    }
+}
+
+/// How many operations were done. Each one panics unless it is right.
+fn run(engine: &Engine, simulator: &Simulator, keys: &Keys, phase: &Phase, operations: u64) -> u64 {
+    let each = operations.div_ceil(THREADS);
+    let done = AtomicU64::new(0);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let chaos = scope.spawn(|| {
+            let mut turn = 0_u32;
+            while !over.load(Ordering::Relaxed) {
+                if phase.hangs {
+                    simulator.set(Fault::Hang, [1, 2, 4, 7, 0][turn as usize % 5]);
+                }
+                if phase.resets {
+                    simulator.reset(turn % 3);
+                }
+                turn += 1;
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        });
+        let workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let done = &done;
+                scope.spawn(move || {
+                    for number in 0..each {
+                        let operations = keys.check(engine, thread.wrapping_mul(0x9e37_79b9) ^ number);
+                        done.fetch_add(operations, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let ended: Vec<_> = workers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        over.store(true, Ordering::Relaxed);
+        chaos.join().unwrap();
+        for worker in ended {
+            worker.unwrap();
+        }
+    });
+    done.load(Ordering::Relaxed)
+}
+
+fn difference(
+    before: &BTreeMap<Operation, Counts>,
+    after: &BTreeMap<Operation, Counts>,
+) -> (u64, BTreeMap<Reason, u64>) {
+    let sum = |counts: &BTreeMap<Operation, Counts>| {
+        let mut reasons = BTreeMap::<Reason, u64>::new();
+        for (reason, n) in counts.values().flat_map(|counts| &counts.cpu) {
+            *reasons.entry(*reason).or_default() += n;
+        }
+        (counts.values().map(|counts| counts.offloaded).sum::<u64>(), reasons)
+    };
+    let ((offloaded_before, before), (offloaded, mut reasons)) = (sum(before), sum(after));
+    for (reason, n) in before {
+        *reasons.entry(reason).or_default() -= n;
+    }
+    reasons.retain(|_, n| *n > 0);
+    (offloaded - offloaded_before, reasons)
+}
+
+fn resident_kib() -> u64 {
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4
+}

@@ -1,0 +1,279 @@
+//! What the engine does about each thing that a device may do.
+#![expect(clippy::unwrap_used, reason = "test code; clippy knows only the test functions")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Keys, impatient};
+use qat::{Engine, Hash, Installed, Operation, Options, PrivateKey, Reason, Route, State, Work};
+use qat_sim::{Count, Fault, Simulator};
+use zeroize::Zeroizing;
+
+const RSA: Operation = Operation::RsaPrivate(2048);
+
+/// A simulator that behaves, an engine on it, and keys.
+fn site() -> (Simulator, Engine, &'static Keys) {
+    let simulator = Simulator::fresh();
+    simulator.behave();
+    let engine = Engine::start(impatient(&simulator));
+    (simulator, engine, Keys::get())
+}
+
+fn sign(engine: &Engine, keys: &Keys) {
+    keys.rsa(engine, 0, Hash::Sha256, true, b"a message");
+}
+
+/// How often the CPU had to sign, and why.
+fn because(engine: &Engine, reason: Reason) -> u64 {
+    engine.status().counts.get(&RSA).and_then(|counts| counts.cpu.get(&reason)).copied().unwrap_or_default()
+}
+
+fn all_in_use(engine: &Engine) -> bool {
+    let in_use = |instance: &qat::InstanceStatus| {
+        matches!(instance.state, State::Closed { .. }) && instance.tests.values().all(|passed| *passed)
+    };
+    engine.status().instances.iter().all(in_use)
+}
+
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn end(simulator: &Simulator, engine: Engine) {
+    drop(engine);
+    assert_eq!(simulator.violations(), []);
+    assert_eq!(simulator.count(Count::Pinned), 0);
+}
+
+#[test]
+fn every_operation_goes_to_a_device_that_works() {
+    let (simulator, engine, keys) = site();
+    let status = engine.status();
+    assert_eq!(status.instances.len(), 3);
+    for instance in &status.instances {
+        assert!(instance.name.contains("simulator"), "{instance:?}");
+        assert!(matches!(instance.state, State::Closed { .. }), "{instance:?}");
+        assert_eq!(instance.tests.len(), 16, "{instance:?}");
+        assert!(instance.tests.values().all(|passed| *passed), "{instance:?}");
+    }
+    for which in 0..3 {
+        keys.rsa(&engine, which, Hash::Sha384, false, b"a message");
+    }
+    for which in 0..2 {
+        keys.ecdsa(&engine, which, Hash::Sha512, b"a message");
+        keys.agree(&engine, which);
+    }
+    keys.x25519(&engine);
+    for which in 0..4 {
+        for length in [0, 100, 1_500, 16_384] {
+            keys.cipher(&engine, which, length, b"additional");
+        }
+    }
+    let counts = engine.status().counts;
+    assert_eq!(counts.len(), 16);
+    for (operation, counts) in counts {
+        assert!(counts.cpu.is_empty() && counts.offloaded > 0, "{operation}: {counts:?}");
+    }
+    end(&simulator, engine);
+}
+
+#[test]
+fn without_a_library_the_cpu_does_it_and_the_step_is_told() {
+    let engine =
+        Engine::start(Options { installed: Some(Installed::At("/nowhere/libqat_s.so".into())), ..Options::default() });
+    let keys = Keys::get();
+    for number in 0..20 {
+        keys.check(&engine, number);
+    }
+    let status = engine.status();
+    let missing = status.discovery.missing().unwrap();
+    assert_eq!(missing.what, "library");
+    assert!(missing.found.as_ref().unwrap_err().contains("/nowhere/libqat_s.so"), "{missing:?}");
+    assert!(because(&engine, Reason::NoDevice) > 0);
+}
+
+#[test]
+fn a_library_that_lacks_a_function_does_the_rest() {
+    let simulator = Simulator::without(&["cpaCyEcdsaSignRS", "cpaCySymPerformOp"]);
+    simulator.behave();
+    let engine = Engine::start(impatient(&simulator));
+    let keys = Keys::get();
+    sign(&engine, keys);
+    keys.ecdsa(&engine, 0, Hash::Sha256, b"a message");
+    keys.cipher(&engine, 0, 100, b"");
+    let counts = engine.status().counts;
+    assert_eq!(counts[&RSA].offloaded, 1);
+    assert_eq!(counts[&Operation::EcdsaSign(qat::Curve::P256)].cpu, [(Reason::NotSupported, 1)].into());
+    end(&simulator, engine);
+}
+
+#[test]
+fn a_library_without_its_life_cycle_is_no_device() {
+    for function in ["icp_sal_userStart", "cpaCyGetNumInstances", "icp_sal_CyPollInstance", "qaeMemAllocNUMA"] {
+        let simulator = Simulator::without(&[function]);
+        let engine = Engine::start(impatient(&simulator));
+        let missing = engine.status().discovery.missing().cloned();
+        assert!(missing.is_some(), "{function}");
+        sign(&engine, Keys::get());
+        assert_eq!(because(&engine, Reason::NoDevice), 1, "{function}");
+    }
+}
+
+#[test]
+fn full_rings_are_passed_over() {
+    let (simulator, engine, keys) = site();
+    simulator.set(Fault::Retry, 1000);
+    sign(&engine, keys);
+    assert_eq!(because(&engine, Reason::Busy), 1);
+    assert_eq!(engine.status().instances.iter().map(|instance| instance.retries).sum::<u64>(), 3, "each was asked");
+    simulator.behave();
+    sign(&engine, keys);
+    assert_eq!(engine.status().counts[&RSA].offloaded, 1);
+    end(&simulator, engine);
+}
+
+#[test]
+fn many_are_in_flight_at_once_and_more_than_the_rings_hold_go_to_the_cpu() {
+    let simulator = Simulator::fresh();
+    simulator.behave();
+    let engine = Engine::start(Options { stuck: Duration::from_mins(1), ..impatient(&simulator) });
+    let keys = Keys::get();
+    simulator.set(Fault::Hang, 7);
+    let PrivateKey::Rsa(key) = &keys.rsa[0].0 else { unreachable!() };
+    let input = || Zeroizing::new([&[0][..], &[0x5a; 255]].concat());
+    let work = || Work::RsaPrivate { key: Arc::clone(key), input: input() };
+    let pending: Vec<_> = (0..250).map(|_| engine.submit(work())).collect();
+    assert_eq!(simulator.count(Count::InFlight), 192);
+    let mut outputs: Vec<_> = pending.into_iter().map(|pending| pending.wait().unwrap().output).collect();
+    outputs.dedup();
+    assert_eq!(outputs.len(), 1);
+    assert_eq!((because(&engine, Reason::Busy), because(&engine, Reason::Deadline)), (58, 192));
+    simulator.behave();
+    wait_for("late answers come", || simulator.count(Count::InFlight) == 0);
+    end(&simulator, engine);
+}
+
+#[test]
+fn a_wrong_answer_never_leaves_and_its_instance_is_tested_before_it_is_used_again() {
+    let (simulator, engine, keys) = site();
+    simulator.set(Fault::Corrupt, 1000);
+    for _ in 0..3 {
+        sign(&engine, keys);
+    }
+    assert_eq!(because(&engine, Reason::WrongAnswer), 3, "one of each instance");
+    sign(&engine, keys);
+    assert!(because(&engine, Reason::NoInstance) + because(&engine, Reason::Untested) >= 1);
+    simulator.behave();
+    wait_for("all are in use again", || all_in_use(&engine));
+    sign(&engine, keys);
+    assert_eq!(engine.status().counts[&RSA].offloaded, 1);
+    end(&simulator, engine);
+}
+
+#[test]
+fn a_device_that_hangs_is_reset_and_comes_back() {
+    let (simulator, engine, keys) = site();
+    simulator.set(Fault::Hang, 7);
+    for _ in 0..20 {
+        sign(&engine, keys);
+    }
+    assert!(because(&engine, Reason::Deadline) >= 3);
+    wait_for("it was reset, and answers again", || {
+        sign(&engine, keys);
+        engine.status().counts[&RSA].offloaded > 0
+    });
+    assert!(simulator.count(Count::Resets) > 0);
+    wait_for("nothing stays in flight", || simulator.count(Count::InFlight) == 0);
+    end(&simulator, engine);
+}
+
+#[test]
+fn an_instance_that_restarts_is_tested_first() {
+    let (simulator, engine, keys) = site();
+    simulator.set(Fault::Restart, 100);
+    let answers = || engine.status().instances.iter().map(|instance| instance.answered).collect::<Vec<_>>();
+    let before = answers();
+    (0..3).for_each(|instance| simulator.reset(instance));
+    wait_for("the restarts are heard of", || engine.status().instances.iter().all(|instance| instance.restarts == 1));
+    sign(&engine, keys);
+    assert_eq!(because(&engine, Reason::NoInstance), 1);
+    wait_for("they are in use", || all_in_use(&engine));
+    for (before, after) in before.into_iter().zip(answers()) {
+        assert!(after >= before + 16, "every known answer was asked for again");
+    }
+    sign(&engine, keys);
+    assert_eq!(engine.status().counts[&RSA].offloaded, 1);
+    end(&simulator, engine);
+}
+
+#[test]
+fn late_answers_find_their_buffers_as_they_left_them() {
+    let (simulator, engine, keys) = site();
+    for _ in 0..40 {
+        sign(&engine, keys);
+    }
+    simulator.set(Fault::Latency, 1_500_000);
+    sign(&engine, keys);
+    assert_eq!(because(&engine, Reason::Deadline), 1);
+    assert_eq!(simulator.count(Count::InFlight), 1, "the device still has it");
+    wait_for("it is answered, to nobody, or failed by a reset", || simulator.count(Count::InFlight) == 0);
+    let late = || engine.status().instances.iter().map(|instance| instance.late).sum::<u64>();
+    wait_for("that is counted", || late() >= 1);
+    end(&simulator, engine);
+}
+
+#[test]
+fn memory_that_the_device_never_gave_back_is_not_freed() {
+    let (simulator, engine, keys) = site();
+    simulator.set(Fault::Hang, 7);
+    sign(&engine, keys);
+    drop(engine);
+    assert_eq!(simulator.violations(), []);
+    assert!(simulator.count(Count::Pinned) > 0);
+}
+
+#[test]
+fn an_instance_that_fails_the_test_of_one_operation_does_the_others() {
+    let simulator = Simulator::fresh();
+    simulator.behave();
+    simulator.set(Fault::Fail, 100);
+    let engine = Engine::start(Options { retest: Duration::from_hours(1), ..impatient(&simulator) });
+    simulator.behave();
+    let failed = |engine: &Engine| {
+        engine.status().instances.iter().flat_map(|instance| instance.tests.values()).filter(|passed| !**passed).count()
+    };
+    let (failed, used) = (failed(&engine), engine.status().instances.len());
+    assert!(failed < 16 * used);
+    let keys = Keys::get();
+    for number in 0..40 {
+        keys.check(&engine, number);
+    }
+    assert!(engine.status().counts.values().map(|counts| counts.offloaded).sum::<u64>() > 0);
+    end(&simulator, engine);
+}
+
+#[test]
+fn the_route_is_measured() {
+    let simulator = Simulator::fresh();
+    simulator.behave();
+    let engine = Engine::start(Options { route: Route::Measured, ..impatient(&simulator) });
+    let keys = Keys::get();
+    for _ in 0..400 {
+        keys.cipher(&engine, 0, 64, b"");
+    }
+    // With every answer computed again, the CPU is always the cheaper for a cipher.
+    let status = engine.status();
+    let sealed = &status.counts[&Operation::Cipher(qat::Cipher::Aes128Gcm, qat::Direction::Seal)];
+    assert!(sealed.cpu[&Reason::Cheaper] > 300, "{sealed:?}");
+    assert!(status.choices.iter().any(|(.., chosen)| *chosen == Some(qat::Side::Cpu)), "{:?}", status.choices);
+    let engine_on_the_cpu = Engine::start(Options { installed: None, route: Route::Cpu, ..Options::default() });
+    sign(&engine_on_the_cpu, keys);
+    assert_eq!(because(&engine_on_the_cpu, Reason::NoDevice), 1);
+    end(&simulator, engine);
+}
