@@ -403,7 +403,6 @@ impl Pending<'_> {
                     judge(Verdict::Right);
                     Ok(output)
                 } else {
-                    judge(Verdict::Wrong);
                     Err(Reason::WrongAnswer)
                 }
             }
@@ -424,8 +423,9 @@ impl Pending<'_> {
         let (began, clock) = (Instant::now(), thread_time());
         let result = cpu::run(&self.work);
         let (cpu, latency) = (thread_time().saturating_sub(clock), began.elapsed());
-        if let (Ok(taken), Reason::Invalid, Ok(_)) = (&self.taken, reason, &result) {
-            // It was valid after all.
+        if let (Ok(taken), Reason::Invalid | Reason::WrongAnswer, Ok(_)) = (&self.taken, reason, &result) {
+            // There is an answer, and the backend's was another. Where there is none, the input was bad: a peer must not
+            // be able to put an instance out of use by sending such.
             self.engine.backends[taken.backend].judge(taken.place, Verdict::Wrong, Instant::now());
         }
         lock(&self.engine.calibration).record(self.class, self.depth, Side::Cpu, cpu, latency);

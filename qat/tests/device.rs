@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Keys, impatient};
-use qat::{Engine, Hash, Installed, Operation, Options, PrivateKey, Reason, Route, State, Work};
+use qat::{Checks, Engine, Error, Hash, Installed, Operation, Options, PrivateKey, Reason, Route, State, Work};
 use qat_sim::{Count, Fault, Simulator};
 use zeroize::Zeroizing;
 
@@ -256,6 +256,30 @@ fn an_instance_that_fails_the_test_of_one_operation_does_the_others() {
     }
     assert!(engine.status().counts.values().map(|counts| counts.offloaded).sum::<u64>() > 0);
     end(&simulator, engine);
+}
+
+#[test]
+fn a_bad_input_of_a_peer_does_not_put_the_device_out_of_use() {
+    for checks in [Checks::Every, Checks::Cheap] {
+        let simulator = Simulator::fresh();
+        simulator.behave();
+        let engine = Engine::start(Options { checks, ..impatient(&simulator) });
+        let keys = Keys::get();
+        let nonce = [7; 12];
+        for _ in 0..20 {
+            // A point of small order, one that is not on the curve, a text that was made up, a number too large.
+            assert!(matches!(engine.x25519(&keys.x25519, [0; 32]), Err(Error::Peer)));
+            assert!(matches!(engine.agree(&keys.agreement[0].0, &[4; 65]), Err(Error::Peer)));
+            let opened = engine.open(&keys.ciphers[0], &nonce, b"", &[1; 64], &[2; 16]);
+            assert!(matches!(opened, Err(Error::NotAuthentic)));
+            let PrivateKey::Rsa(key) = &keys.rsa[0].0 else { unreachable!() };
+            assert!(matches!(engine.decrypt(key, Hash::Sha256, &[0xff; 256]), Err(Error::NotDecryptable)));
+        }
+        assert!(all_in_use(&engine));
+        keys.x25519(&engine);
+        assert_eq!(engine.status().counts[&Operation::X25519].offloaded, 1);
+        end(&simulator, engine);
+    }
 }
 
 #[test]

@@ -102,8 +102,8 @@ pub(crate) fn x25519(scalar: &[u8], x: &[u8]) -> Answer<Vec<u8>> {
     let peer = PKey::public_key_from_raw_bytes(&turned(x), Id::X25519)?;
     let mut deriver = Deriver::new(&key)?;
     deriver.set_peer(&peer)?;
-    // A point of small order gives no secret.
-    Ok(deriver.derive_to_vec().ok().map(|secret| turned(&secret)))
+    // Of a point of small order OpenSSL gives no secret; the ladder itself ends in zero.
+    Ok(Some(deriver.derive_to_vec().map_or_else(|_refused| vec![0; 32], |secret| turned(&secret))))
 }
 
 #[derive(Debug, Clone)]
