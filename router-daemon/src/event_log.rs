@@ -77,6 +77,9 @@ pub struct Denied {
     /// The least to write into the site file to allow it.
     #[serde(default)]
     pub advice: Option<String>,
+    /// Dropped at the port it came in by: no rule has seen it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_port: bool,
 }
 
 /// One end of a logged packet.
@@ -263,7 +266,7 @@ pub fn name_early(config: &Config, record: &abi::Denied, port: Option<IfName>, a
         out_interface: vlan(record.to).filter(|_| record.from != record.to),
         payload: Vec::new(),
     };
-    Some(told(config, &logged, kind, None, &headers, at))
+    Some(Denied { at_port: true, ..told(config, &logged, kind, None, &headers, at) })
 }
 
 fn told(
@@ -319,6 +322,7 @@ fn told(
         reason,
         line: line.map(|line| line.0),
         advice,
+        at_port: false,
     }
 }
 

@@ -675,6 +675,7 @@ fn denied(from: &str, to: &str, service: &str, second: u64) -> Denied {
         reason: "no entry of the pair allows it".to_owned(),
         line: None,
         advice: Some("[[cell]]\nfrom     = \"dev\"\nto       = \"compute\"".to_owned()),
+        at_port: false,
     }
 }
 
