@@ -8,3 +8,4 @@ pub mod line;
 pub mod protocol;
 pub mod schema;
 pub mod server;
+mod trace;

@@ -179,7 +179,7 @@ pub struct ApplyReport {
 #[error("{message}")]
 pub struct Refusal {
     /// Stable word for programs: `config`, `assert`, `unknown-wan`, `busy`, `kernel`, `not-configured`,
-    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`, `audit`.
+    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`, `audit`, `trace`.
     pub code: String,
     /// For people, rendered; several lines for config problems.
     pub message: String,

@@ -44,6 +44,7 @@ mod routing;
 mod rtnl;
 mod ruleset;
 mod sysctl;
+pub mod trace;
 pub mod watch;
 
 /// The kernel could not be read.

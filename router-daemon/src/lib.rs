@@ -28,4 +28,5 @@ pub mod shell;
 pub mod simulate;
 pub mod status;
 pub mod talkers;
+pub mod trace;
 pub mod tui;

@@ -130,6 +130,11 @@ const EXAMPLES: &[(&str, &str)] = &[
         "routerctl audit",
         "Examples:\n  routerctl audit 'office->guests' --for 10m\n  routerctl audit 'office->guests' --stop",
     ),
+    (
+        "routerctl trace",
+        "Examples:\n  routerctl trace desk printer tcp/631\n  routerctl trace 10.10.50.7 1.1.1.1 ping --for 30s --count 20\n  \
+         routerctl trace desk 1.1.1.1 tcp/443 --through-rules",
+    ),
     ("routerctl wan", "Example:\n  routerctl wan drain wan2"),
     ("routerctl wan drain", "Example:\n  routerctl wan drain wan2 && routerctl status"),
     ("routerctl wan undrain", "Example:\n  routerctl wan undrain wan2"),

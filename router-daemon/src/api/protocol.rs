@@ -104,6 +104,20 @@ pub enum Call {
         #[serde(default)]
         isolated: bool,
     },
+    /// Follow real packets of a flow, of both directions, through the rules: until the time is over or so many have come.
+    /// A stream: what is followed, each step of each packet, and last a report. It ends with its stream. Packets that
+    /// the fast path forwards meet no rule: they are counted, unless its flows are taken out of it for the time.
+    Trace {
+        source: String,
+        destination: String,
+        /// As of `explain`; without one, whatever the two say to each other.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service: Option<String>,
+        milliseconds: u64,
+        packets: u32,
+        #[serde(default)]
+        through_rules: bool,
+    },
     /// End the audit of a cell; what came of it, also where it has ended already.
     EndAudit {
         cell: String,
@@ -164,20 +178,32 @@ impl Call {
             | Self::Undrain { .. }
             | Self::FailTest { .. }
             | Self::Audit { .. }
+            | Self::Trace { .. }
             | Self::EndAudit { .. } => Role::Operator,
         }
     }
 
     /// Whether the answer may have several lines.
     pub(super) fn streams(&self) -> bool {
-        matches!(self, Self::Denied { follow: true } | Self::Journal { .. } | Self::Events | Self::Audit { .. })
+        matches!(
+            self,
+            Self::Denied { follow: true }
+                | Self::Journal { .. }
+                | Self::Events
+                | Self::Audit { .. }
+                | Self::Trace { .. }
+        )
     }
 
     /// Whether it waits for what is to come.
     pub(super) fn follows(&self) -> bool {
         matches!(
             self,
-            Self::Denied { follow: true } | Self::Journal { follow: true, .. } | Self::Events | Self::Audit { .. }
+            Self::Denied { follow: true }
+                | Self::Journal { follow: true, .. }
+                | Self::Events
+                | Self::Audit { .. }
+                | Self::Trace { .. }
         )
     }
 
@@ -203,6 +229,7 @@ impl Call {
             Self::Undrain { .. } => "undrain",
             Self::FailTest { .. } => "fail-test",
             Self::Audit { .. } => "audit",
+            Self::Trace { .. } => "trace",
             Self::EndAudit { .. } => "end-audit",
         }
     }
@@ -375,6 +402,20 @@ pub(super) mod tests {
             (
                 Call::Audit { cell: "dev->compute".into(), milliseconds: 1500, isolated: false },
                 r#"{"v":1,"call":"audit","cell":"dev->compute","milliseconds":1500,"isolated":false}"#,
+            ),
+            (
+                Call::Trace {
+                    source: "app".into(),
+                    destination: "nas".into(),
+                    service: Some("tcp/22".into()),
+                    milliseconds: 1500,
+                    packets: 5,
+                    through_rules: false,
+                },
+                concat!(
+                    r#"{"v":1,"call":"trace","source":"app","destination":"nas","service":"tcp/22","#,
+                    r#""milliseconds":1500,"packets":5,"through_rules":false}"#
+                ),
             ),
             (Call::EndAudit { cell: "dev->compute".into() }, r#"{"v":1,"call":"end-audit","cell":"dev->compute"}"#),
         ]

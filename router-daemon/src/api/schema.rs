@@ -12,8 +12,9 @@ use crate::happening::Happening;
 use crate::history::{ConfigText, Entry};
 use crate::status::Status;
 use crate::talkers::Talkers;
+use crate::trace::TraceLine;
 
-/// Requests, errors, and the answers that are more than a text or a line of a stream; of `events` a line.
+/// Requests, errors, and the answers that are more than a text or a line of a stream; of `events` and `trace` a line.
 pub fn schema() -> Value {
     let mut types = SchemaSettings::draft2020_12().into_generator();
     let types = &mut types;
@@ -33,6 +34,7 @@ pub fn schema() -> Value {
         ("flows", reference::<Talkers>(types)),
         ("end-audit", reference::<AuditReport>(types)),
         ("events", reference::<Happening>(types)),
+        ("trace", reference::<TraceLine>(types)),
     ]
     .into_iter()
     .map(|(call, answer)| (call.to_owned(), answer))

@@ -36,6 +36,7 @@ use super::https::Listener;
 use super::journal::Tail;
 use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok, refusal};
+use super::trace::{Asked, trace};
 use crate::accept;
 use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside};
 use crate::audits::AuditReport;
@@ -46,6 +47,7 @@ use crate::happening::Happenings;
 use crate::history::{self, ConfigText, History};
 use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
+use crate::kernel::trace::Tracer;
 use crate::outside::Outlets;
 use crate::status::{self, Status};
 use crate::talkers::MOST_TOLD;
@@ -67,6 +69,8 @@ pub struct Core {
     /// How the listener for HTTPS stands.
     pub https: watch::Receiver<Option<Listener>>,
     pub outlets: Outlets,
+    /// `None` follows no packets.
+    pub tracer: Option<Tracer>,
 }
 
 impl Core {
@@ -83,6 +87,7 @@ impl Core {
             foreign: None,
             https: watch::channel(None).1,
             outlets: Outlets::default(),
+            tracer: None,
         }
     }
 }
@@ -300,13 +305,13 @@ impl Core {
     }
 
     /// The config in force, and how the router is.
-    async fn configured(&self) -> Result<(Arc<Config>, View), Refusal> {
+    pub(super) async fn configured(&self) -> Result<(Arc<Config>, View), Refusal> {
         let view = self.view().await?;
         let config = view.config.clone().ok_or_else(Refusal::not_configured)?;
         Ok((config, view))
     }
 
-    async fn view(&self) -> Result<View, Refusal> {
+    pub(super) async fn view(&self) -> Result<View, Refusal> {
         self.ask(VIEW_TIMEOUT, Ask::View).await
     }
 
@@ -325,6 +330,17 @@ impl Core {
             Call::Journal { follow, all } => journal(peer, self.journal.as_deref(), follow, all).await,
             Call::Audit { cell, milliseconds, isolated } => {
                 audit(peer, self, &cell, Duration::from_millis(milliseconds), isolated).await
+            }
+            Call::Trace { source, destination, service, milliseconds, packets, through_rules } => {
+                let asked = Asked {
+                    source: &source,
+                    destination: &destination,
+                    service: service.as_deref(),
+                    span: Duration::from_millis(milliseconds),
+                    packets,
+                    through_rules,
+                };
+                trace(peer, self, asked).await
             }
             call @ (Call::Status
             | Call::Version
@@ -386,7 +402,7 @@ impl Core {
                 self.operate(Request::FailTest { wan: wan_name(&wan)?, span }).await?
             }
             Call::EndAudit { cell } => ok(&self.end_audit(&cell).await?),
-            Call::Journal { .. } | Call::Events | Call::Audit { .. } => Answer::End,
+            Call::Journal { .. } | Call::Events | Call::Audit { .. } | Call::Trace { .. } => Answer::End,
         })
     }
 

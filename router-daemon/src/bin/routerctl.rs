@@ -26,6 +26,7 @@ use router_daemon::history::{ConfigText, Entry};
 use router_daemon::session::Session;
 use router_daemon::simulate::told;
 use router_daemon::status::Status;
+use router_daemon::trace::TraceLine;
 use router_daemon::tui::{self, TopError};
 use router_daemon::{import, shell};
 use serde::Serialize;
@@ -133,6 +134,32 @@ enum Command {
         /// Also from a VLAN that may open nothing to any other, as guests or a DMZ.
         #[arg(long)]
         isolated: bool,
+    },
+    /// Follow real packets of a flow on their way: where they come in, what lets them pass or drops them, by which line of
+    /// the site file, policy, WAN and NAT they leave.
+    ///
+    /// Packets of both directions are followed, until the time is over or so many have come. The kernel tells each rule
+    /// that they meet, also those of other programs; nothing about the packets changes. The rules that mark them stand in
+    /// a table of their own that ends with this command, and with routerd.
+    ///
+    /// What the fast path forwards at the ports meets no rule: its packets are counted, and told. With --through-rules
+    /// its flows are taken out of the fast path for the time and go through the rules, which costs the router more; the
+    /// fast path takes them in again by itself, within some minutes.
+    Trace {
+        /// A host's name or an address: who opens the flow.
+        source: String,
+        destination: String,
+        /// tcp/443, udp/53, ping, or the number of an IP protocol; all where none is given.
+        service: Option<String>,
+        /// At most ten minutes.
+        #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+        span: Duration,
+        /// Packets of both directions together, at most 100.
+        #[arg(long, value_name = "PACKETS", default_value_t = 5)]
+        count: u32,
+        /// Take its flows out of the fast path for the time.
+        #[arg(long)]
+        through_rules: bool,
     },
     /// Take a line out of use, or pretend.
     Wan {
@@ -414,6 +441,17 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 (.., Some(missed)) => Ok(Some(format!("({missed} more were missed)"))),
                 _ => read::<Denied>(value).map(|seen| Some(format!("{} {seen}", seen.time))),
             })
+        }
+        Command::Trace { source, destination, service, span, count, through_rules } => {
+            let call = Call::Trace {
+                source: source.clone(),
+                destination: destination.clone(),
+                service: service.clone(),
+                milliseconds: u64::try_from(span.as_millis()).unwrap_or(u64::MAX),
+                packets: *count,
+                through_rules: *through_rules,
+            };
+            stream(arguments, &call, |value| read::<TraceLine>(value).map(|line| Some(line.to_string())))
         }
         Command::Wan { order } => {
             let (call, done) = match order {

@@ -21,6 +21,7 @@ use router_daemon::history::History;
 use router_daemon::journald::Journald;
 use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
+use router_daemon::kernel::trace::Tracer;
 use router_daemon::kernel::watch::Watch;
 use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, feeder};
 use router_daemon::outside::{self, Ending, Outlets, Surroundings};
@@ -184,6 +185,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         Surroundings { state: arguments.state.clone(), denied: denied.clone(), outlets: outlets.clone() };
     tasks.spawn(outside::run(config_in_force.clone(), happenings.follow(), surroundings, alive));
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
+    let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
     let (noticed_tx, noticed) = mpsc::channel(64);
     tasks.spawn(passive::watch(fast_path.clone(), config_in_force.clone(), noticed_tx));
@@ -207,6 +209,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     .with_talkers(kernel::talkers);
     let core = Core {
         denied,
+        tracer: Some(tracer),
         journal: journal.is_some().then(|| journals.join("journal.jsonl")),
         ledger,
         foreign: Some(foreign),

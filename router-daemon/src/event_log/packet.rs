@@ -123,12 +123,17 @@ impl Transport {
         }
     }
 
-    /// The sender's port, where there is one.
-    pub fn source_port(self) -> Option<u16> {
+    /// Of the sender and of whom it goes to, where there are any.
+    pub fn ports(self) -> Option<(u16, u16)> {
         match self {
-            Self::Tcp { source, .. } | Self::Udp { source, .. } => Some(source),
+            Self::Tcp { source, destination } | Self::Udp { source, destination } => Some((source, destination)),
             Self::Icmp { .. } | Self::Icmpv6 { .. } | Self::Other { .. } => None,
         }
+    }
+
+    /// The sender's port, where there is one.
+    pub fn source_port(self) -> Option<u16> {
+        self.ports().map(|(source, _)| source)
     }
 }
 

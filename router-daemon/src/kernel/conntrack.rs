@@ -140,10 +140,14 @@ pub(crate) fn sweep(socket: &mut Socket, condemned: impl Fn(Mark, Tuple, Tuple) 
 
 /// Every flow that the fast path may be about.
 pub(crate) fn tracked_flows(socket: &mut Socket) -> io::Result<Vec<Tracked>> {
+    tracked_where(socket, Tracked::is_settled)
+}
+
+pub(crate) fn tracked_where(socket: &mut Socket, wanted: impl Fn(&Tracked) -> bool) -> io::Result<Vec<Tracked>> {
     let all = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0]);
     let mut flows = Vec::new();
     // What a table in motion hides this time is missed until the next.
-    socket.dump_into(all, |message| flows.extend(tracked(&message).filter(Tracked::is_settled)))?;
+    socket.dump_into(all, |message| flows.extend(tracked(&message).filter(&wanted)))?;
     Ok(flows)
 }
 

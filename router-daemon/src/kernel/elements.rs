@@ -262,11 +262,16 @@ pub(crate) fn message_of(family: u8, kind: u16, flags: u16) -> Message {
 
 /// A batch that the kernel refuses (`ERESTART`) when the table is of another generation.
 fn frame(generation: Generation) -> [Message; 2] {
+    const NFNL_BATCH_GENID: u16 = 1;
+    let [begin, end] = transaction();
+    [begin.be32(NFNL_BATCH_GENID, generation.0), end]
+}
+
+/// A batch that is about nothing that may have changed.
+pub(crate) fn transaction() -> [Message; 2] {
     // The subsystem stands in the resource id, in network order.
     const HEADER: [u8; 4] = [0, 0, 0, 10];
-    const NFNL_BATCH_GENID: u16 = 1;
-    let begin = Message::new(NFNL_MSG_BATCH_BEGIN, 0, &HEADER).be32(NFNL_BATCH_GENID, generation.0);
-    [begin, Message::new(NFNL_MSG_BATCH_END, 0, &HEADER)]
+    [NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END].map(|kind| Message::new(kind, 0, &HEADER))
 }
 
 const AUDITED: &str = "audited";

@@ -240,7 +240,7 @@ fn expression(name: Option<&str>, data: Attributes<'_>) -> Vec<Expression> {
     found.into_iter().flatten().collect()
 }
 
-fn family_word(family: u8) -> &'static str {
+pub(crate) fn family_word(family: u8) -> &'static str {
     match family {
         NFPROTO_INET => "inet",
         2 => "ip",

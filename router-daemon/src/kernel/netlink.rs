@@ -131,6 +131,12 @@ impl Message {
         self
     }
 
+    /// As whoever is sent it reads it.
+    #[cfg(test)]
+    pub(crate) fn received(self) -> Received {
+        split(&self.finish(0, 0)).remove(0)
+    }
+
     fn open(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
