@@ -34,9 +34,10 @@ Pages:
   3  flows: by line, and who opened them
   4  denied: refused packets as they happen, equal ones together
   5  ports and VLANs: carrier, speed, errors, neighbours
+  6  services: what runs beside the router, and whether it does what it is there for
   8  journal: what happened and why, the newest first
   9  config: how the site file and what is in force differ
-  6 (services and subsystems) and 7 (crypto) are not in this version
+  7 (crypto) is not in this version
 
 Keys:
   1-9             the page of this number; tab: the next one

@@ -20,6 +20,7 @@ mod flows;
 mod journal;
 mod matrix;
 mod ports;
+mod services;
 mod wans;
 
 pub(super) use self::matrix::{columns, selected_pair};
@@ -110,6 +111,7 @@ fn content(snapshot: &Snapshot, ui: &Ui, width: usize) -> Content {
         Page::Flows => flows::content(snapshot, width),
         Page::Denied => denied::content(snapshot, ui, width),
         Page::Ports => ports::content(snapshot, ui, width),
+        Page::Services => services::content(snapshot, width),
         Page::Journal => journal::content(snapshot, ui, width),
         Page::Config => config::content(snapshot, width),
     };
@@ -210,6 +212,7 @@ fn bottom(snapshot: &Snapshot, ui: &Ui) -> Line<'static> {
         Page::Flows | Page::Config => "r ask again  / filter  h help  q quit",
         Page::Denied => "d details  a all  / filter  ctrl+f freeze  h help  q quit",
         Page::Ports => "d details  / filter  h help  q quit",
+        Page::Services => "/ filter  h help  q quit",
         Page::Journal => "d details  / filter  ctrl+f freeze  h help  q quit",
     };
     let mut spans = Vec::new();
@@ -272,16 +275,17 @@ fn fit(text: &str, width: usize) -> String {
     if width == 0 { cut } else { cut + "…" }
 }
 
-/// Text in lines of at most `width`, broken between words; what follows the first is set in by `indent`.
+/// Text in lines of at most `width`, broken between words; what follows the first is set in by `indent`, and the first
+/// as it was.
 fn fold(text: &str, indent: usize, width: usize, style: Style) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     for paragraph in text.lines() {
-        let mut line = String::new();
+        let mut line = " ".repeat(paragraph.len() - paragraph.trim_start_matches(' ').len());
         for word in paragraph.split_whitespace() {
             if !line.trim().is_empty() && line.chars().count() + 1 + word.chars().count() > width {
                 lines.push(Line::styled(std::mem::take(&mut line), style));
                 line = " ".repeat(indent);
-            } else if !line.is_empty() {
+            } else if !line.trim().is_empty() {
                 line.push(' ');
             }
             line.push_str(word);

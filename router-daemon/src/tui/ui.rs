@@ -34,13 +34,14 @@ pub enum Page {
     Flows,
     Denied,
     Ports,
+    Services,
     Journal,
     Config,
 }
 
 impl Page {
-    pub const ALL: [Self; 7] =
-        [Self::Wans, Self::Matrix, Self::Flows, Self::Denied, Self::Ports, Self::Journal, Self::Config];
+    pub const ALL: [Self; 8] =
+        [Self::Wans, Self::Matrix, Self::Flows, Self::Denied, Self::Ports, Self::Services, Self::Journal, Self::Config];
 
     pub fn digit(self) -> char {
         match self {
@@ -49,6 +50,7 @@ impl Page {
             Self::Flows => '3',
             Self::Denied => '4',
             Self::Ports => '5',
+            Self::Services => '6',
             Self::Journal => '8',
             Self::Config => '9',
         }
@@ -61,6 +63,7 @@ impl Page {
             Self::Flows => "flows",
             Self::Denied => "denied",
             Self::Ports => "ports",
+            Self::Services => "services",
             Self::Journal => "journal",
             Self::Config => "config",
         }
@@ -252,10 +255,6 @@ impl Ui {
                 (self.page, self.open, self.help) = (page, false, false);
                 self.refresh()
             }
-            (None, '6') => {
-                self.told = Some("no page 6: services and subsystems are not in this version".to_owned());
-                None
-            }
             (None, '7') => {
                 self.told = Some("no page 7: crypto is not in this version".to_owned());
                 None
@@ -269,7 +268,7 @@ impl Ui {
         match self.page {
             Page::Flows => Some(Action::Flows),
             Page::Config => Some(Action::Plan),
-            Page::Wans | Page::Matrix | Page::Denied | Page::Ports | Page::Journal => None,
+            Page::Wans | Page::Matrix | Page::Denied | Page::Ports | Page::Services | Page::Journal => None,
         }
     }
 

@@ -1,0 +1,65 @@
+//! Page 6: what runs beside the router, and whether it does what it is there for.
+
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+
+use super::{Content, Row, fit, fold, plural};
+use crate::api::https::Listener;
+use crate::counters::FastCount;
+use crate::outside::OutletLine;
+use crate::tui::look::{BAD, GOOD, HEAD, PALE, PLAIN};
+use crate::tui::snapshot::Snapshot;
+
+pub(super) fn content(snapshot: &Snapshot, width: usize) -> Content {
+    let Some(status) = &snapshot.status else { return Content::default() };
+    let mut rows = vec![fast_path(&status.fast_path, width), https(status.https.as_ref(), width)];
+    rows.extend(status.outlets.iter().map(|outlet| self::outlet(outlet, width)));
+    let header = format!("  {:<16} {:<10} {}", "SERVICE", "STATE", "WHAT");
+    Content { header: Line::styled(header, HEAD), rows, panel: Vec::new() }
+}
+
+fn fast_path(path: &FastCount, width: usize) -> Row {
+    if !path.on {
+        return row("fast path", OFF, "every packet takes the kernel's path", path.reason.as_deref(), width);
+    }
+    let ports = path.ports.values().filter(|port| port.mode.is_some()).count();
+    let flows: u64 = path.flows.values().sum();
+    let what = format!("{}, {flows} of {} entries of flows", plural(ports as u64, "port"), path.capacity);
+    row("fast path", ON, &what, None, width)
+}
+
+fn https(listener: Option<&Listener>, width: usize) -> Row {
+    match listener {
+        None => row("API over HTTPS", OFF, "not in the site file: the API has its socket alone", None, width),
+        Some(Listener { address, trouble: None }) => row("API over HTTPS", ON, address, None, width),
+        Some(Listener { address, trouble }) => row("API over HTTPS", FAILS, address, trouble.as_deref(), width),
+    }
+}
+
+fn outlet(outlet: &OutletLine, width: usize) -> Row {
+    let OutletLine { kind, to, told, failed, dropped, waiting, trouble } = outlet;
+    let state = if trouble.is_some() { FAILS } else { ON };
+    let mut row = row(kind, state, to, trouble.as_deref(), width);
+    let counts = format!("     {told} told, {failed} failed, {waiting} waiting, {dropped} dropped");
+    row.lines.push(Line::styled(counts, PALE));
+    row
+}
+
+/// `trouble` has lines of its own: what somebody should look at is not cut.
+fn row(name: &str, (state, style): (&'static str, Style), what: &str, trouble: Option<&str>, width: usize) -> Row {
+    let lead = format!("  {} ", fit(name, 16));
+    let what = fit(what, width.saturating_sub(lead.chars().count() + 11));
+    let mut lines = vec![Line::from(vec![
+        Span::styled(lead, HEAD),
+        Span::styled(format!("{state:<10} "), style),
+        Span::styled(what, if state == OFF.0 { PALE } else { PLAIN }),
+    ])];
+    if let Some(trouble) = trouble {
+        lines.extend(fold(&format!("     {trouble}"), 5, width, BAD));
+    }
+    Row::new(lines)
+}
+
+const ON: (&str, Style) = ("● on", GOOD);
+const OFF: (&str, Style) = ("○ off", PALE);
+const FAILS: (&str, Style) = ("✖ fails", BAD);
