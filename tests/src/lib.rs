@@ -9,6 +9,7 @@ pub mod failover;
 pub mod frames;
 pub mod lab;
 pub mod link;
+pub mod listing;
 pub mod netns;
 pub mod root;
 pub mod site;

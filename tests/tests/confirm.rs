@@ -2,7 +2,6 @@
 //! changes that a guard measures.
 #![expect(clippy::unwrap_used, reason = "test code; clippy knows only the test functions")]
 
-use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
@@ -12,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tests::demo::wait_until_good;
 use tests::lab::{Lab, Temporary};
+use tests::listing::{assert_same, listing};
 use tests::netns::run;
-use tests::root::Root;
 use tests::traffic::UdpFlow;
 use tests::watch::{status, wait};
 
@@ -176,58 +175,6 @@ fn reaches_router(lab: &Lab) -> bool {
     let error =
         lab.host(10).enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(500))).unwrap().unwrap_err();
     error.kind() == ErrorKind::ConnectionRefused
-}
-
-/// What the kernel holds, sorted where it lists things in the order they came to be. Counters and handles are left
-/// out, and the sets that packets fill.
-fn listing(lab: &Lab) -> BTreeMap<String, String> {
-    let router = lab.router();
-    let table = run(Root::find().unwrap().command(&router, "nft").args(["-s", "list", "table", "inet", "quadway"]));
-    let mut listing = BTreeMap::from([("nft".to_owned(), comparable(&table.unwrap()))]);
-    let commands: [&[&str]; 5] = [
-        &["rule"],
-        &["-6", "rule"],
-        &["route", "show", "table", "all"],
-        &["-6", "route", "show", "table", "all"],
-        &["-o", "address"],
-    ];
-    for arguments in commands {
-        let text = run(router.command("ip").args(arguments)).unwrap();
-        let mut lines: Vec<_> = text.lines().collect();
-        lines.sort_unstable();
-        listing.insert(arguments.join(" "), lines.join("\n"));
-    }
-    listing
-}
-
-/// The chains, sets and maps of a table, each as it stands, in alphabetical order.
-fn comparable(table: &str) -> String {
-    let (mut kept, mut dynamic, mut inside) = (Vec::new(), false, false);
-    for line in table.lines() {
-        if line.starts_with("\tset ") || line.starts_with("\tmap ") {
-            dynamic = false;
-        }
-        dynamic |= line.trim_start().starts_with("flags dynamic");
-        inside |= dynamic && line.trim_start().starts_with("elements = {");
-        if !inside {
-            kept.push(line);
-        }
-        inside &= !line.ends_with('}');
-    }
-    let kept = kept.join("\n");
-    let body = kept.trim_start_matches("table inet quadway {\n").trim_end_matches("\n}");
-    let mut blocks: Vec<_> = body.split("\n\n").collect();
-    blocks.sort_unstable();
-    blocks.join("\n\n")
-}
-
-fn assert_same(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>, what: &str) {
-    for (listed, before) in before {
-        let after = &after[listed];
-        let gone: Vec<_> = before.lines().filter(|line| !after.lines().any(|other| other == *line)).collect();
-        let came: Vec<_> = after.lines().filter(|line| !before.lines().any(|other| other == *line)).collect();
-        assert_eq!(before, after, "{what}: {listed}: gone {gone:#?}, came {came:#?}");
-    }
 }
 
 fn running(lab: &Lab) -> String {
