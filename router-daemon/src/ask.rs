@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::history::{Inherited, Past};
 use crate::session::Session;
 
 /// A question or an order to the event loop.
@@ -24,7 +25,14 @@ pub enum Ask {
     /// What would change if this file took effect.
     Plan { text: String, reply: oneshot::Sender<Result<PlanReport, Refusal>> },
     /// Make this file take effect. Answers when the kernel has it, or when it failed and the old one is back.
-    Apply { text: String, how: How, author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
+    Apply {
+        text: String,
+        how: How,
+        author: Author,
+        /// The history that came with the file.
+        past: Option<Past>,
+        reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
+    },
     /// Keep what waits for its confirmation.
     Confirm { author: Author, reply: oneshot::Sender<Result<ApplyReport, Refusal>> },
     /// Take back what waits for its confirmation. Answers when the kernel has the previous config.
@@ -157,7 +165,7 @@ pub struct PlanReport {
     pub warnings: Vec<String>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ApplyReport {
     pub digest: String,
     pub steps: usize,
@@ -172,6 +180,9 @@ pub struct ApplyReport {
     /// What a guard found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<String>,
+    /// What became of the history that came with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inherited: Option<Inherited>,
 }
 
 /// Why an order was not carried out. Nothing changed.
@@ -179,7 +190,8 @@ pub struct ApplyReport {
 #[error("{message}")]
 pub struct Refusal {
     /// Stable word for programs: `config`, `assert`, `unknown-wan`, `busy`, `kernel`, `not-configured`,
-    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`, `audit`, `trace`.
+    /// `pending`, `nothing-pending`, `cuts-session`, `guard`, `unknown-number`, `audit`, `trace`, `bundle`, `untrusted`,
+    /// `key`.
     pub code: String,
     /// For people, rendered; several lines for config problems.
     pub message: String,

@@ -371,7 +371,7 @@ impl Core {
         match ask {
             Ask::View(reply) => self.tell_view(reply),
             Ask::Plan { text, reply } => self.plan(text, reply),
-            Ask::Apply { text, how, author, reply } => self.apply(text, how, author, reply),
+            Ask::Apply { text, how, author, past, reply } => self.apply(text, how, author, past, reply),
             Ask::Confirm { author, reply } => self.confirm(&author, reply),
             Ask::RollBack { author, reply } => self.take_back(&author, reply),
             Ask::Operator { request, reply } => {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use schemars::JsonSchema;
@@ -80,17 +81,57 @@ impl fmt::Display for Entry {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+/// An entry with its text: what a file of the folder holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
     #[serde(flatten)]
-    entry: Entry,
-    text: String,
+    pub entry: Entry,
+    pub text: String,
+}
+
+/// The history that came with a config, in a bundle.
+#[derive(Debug, Clone)]
+pub struct Past {
+    /// Oldest first.
+    pub entries: Vec<Kept>,
+    /// What the bundle is called where it is kept apart.
+    pub name: String,
+    pub bundle: Arc<[u8]>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "history", rename_all = "kebab-case")]
+pub enum Inherited {
+    /// This box had none.
+    TakenOver { entries: usize },
+    /// All of it is this box's own.
+    Known,
+    /// This box has another: the bundle is kept, with its history in it.
+    KeptApart { file: PathBuf },
+}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TakenOver { entries } => write!(f, "this box had no history: it has the bundle's, {entries} entries"),
+            Self::Known => f.write_str("this box keeps its history, which has all that the bundle's has"),
+            Self::KeptApart { file } => {
+                write!(f, "this box keeps its own history; the bundle's is in {}", file.display())
+            }
+        }
+    }
 }
 
 impl History {
     /// Beside what else is kept in the state folder.
     pub fn of(state: &Path) -> Self {
         Self(state.join("history"))
+    }
+
+    /// The state folder.
+    pub(crate) fn state(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
     }
 
     /// Oldest first. A file that cannot be read is as good as dropped.
@@ -106,6 +147,55 @@ impl History {
 
     pub fn text(&self, number: u64) -> io::Result<String> {
         Ok(self.read(number)?.text)
+    }
+
+    /// All of it, oldest first. What cannot be read is as good as dropped.
+    pub fn all(&self) -> io::Result<Vec<Kept>> {
+        Ok(self.numbers()?.into_iter().filter_map(|number| self.read(number).ok()).collect())
+    }
+
+    /// What came with a config becomes the history of a box that has none, with its numbers, at once or not at all.
+    /// Two histories are never mixed: where there is one, the bundle is kept beside it.
+    pub(crate) fn inherit(&self, past: &Past) -> io::Result<Inherited> {
+        let numbers = self.numbers()?;
+        let known = |kept: &Kept| self.read(kept.entry.number).is_ok_and(|own| own == *kept);
+        if past.entries.iter().all(known) {
+            return Ok(Inherited::Known);
+        }
+        if !numbers.is_empty() {
+            return self.keep_apart(past);
+        }
+        let beside = Self(self.0.with_added_extension("tmp"));
+        match fs::remove_dir_all(&beside.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        fs::create_dir_all(&beside.0)?;
+        let newest = &past.entries[past.entries.len().saturating_sub(KEPT)..];
+        newest.iter().try_for_each(|kept| beside.write(kept))?;
+        // A folder takes the place of an empty one.
+        fs::rename(&beside.0, &self.0)?;
+        File::open(self.state())?.sync_all()?;
+        Ok(Inherited::TakenOver { entries: newest.len() })
+    }
+
+    fn keep_apart(&self, past: &Past) -> io::Result<Inherited> {
+        let folder = self.0.with_file_name("restored");
+        fs::create_dir_all(&folder)?;
+        let file = folder.join(&past.name);
+        replace(&file, &past.bundle)?;
+        File::open(&folder)?.sync_all()?;
+        let mut bundles = Vec::new();
+        for bundle in fs::read_dir(&folder)? {
+            let bundle = bundle?;
+            bundles.push((bundle.metadata()?.modified()?, bundle.path()));
+        }
+        bundles.sort();
+        bundles.retain(|(_, path)| *path != file);
+        for (_, old) in bundles.iter().take((bundles.len() + 1).saturating_sub(KEPT_APART)) {
+            fs::remove_file(old)?;
+        }
+        Ok(Inherited::KeptApart { file })
     }
 
     /// Numbers a text that took effect.
@@ -183,10 +273,10 @@ pub fn text_difference(old: &str, new: &str, names: (&str, &str)) -> String {
 }
 
 /// All of it or nothing.
-pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, text: impl AsRef<[u8]>) -> io::Result<()> {
     let beside = path.with_added_extension("tmp");
     let mut file = File::create(&beside)?;
-    file.write_all(text.as_bytes())?;
+    file.write_all(text.as_ref())?;
     file.sync_all()?;
     fs::rename(&beside, path)
 }
@@ -199,6 +289,8 @@ pub(crate) fn digest(bytes: impl AsRef<[u8]>) -> String {
 
 /// How many are kept.
 const KEPT: usize = 50;
+/// How many bundles.
+const KEPT_APART: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -237,6 +329,45 @@ mod tests {
         fs::write(history.path(2), "{\"num").unwrap();
         assert_eq!(history.entries().unwrap().len(), 1);
         assert_eq!(history.record("two", Author::start(), None, Outcome::Applied).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_box_without_a_history_takes_one_over_and_another_keeps_it_apart() {
+        let (folder, old) = history();
+        for text in ["one", "two"] {
+            old.record(text, Author::start(), Some(format!("why {text}")), Outcome::Applied).unwrap();
+        }
+        let past = |name: &str| Past {
+            entries: old.all().unwrap(),
+            name: name.to_owned(),
+            bundle: Arc::from(name.as_bytes()),
+        };
+        assert_eq!(old.inherit(&past("own")).unwrap(), Inherited::Known);
+        assert!(!folder.path().join("restored").exists());
+
+        let (fresh_folder, fresh) = history();
+        // As a box has it that died while it took one over.
+        fs::create_dir(fresh_folder.path().join("history.tmp")).unwrap();
+        fs::write(fresh_folder.path().join("history.tmp/9.json"), "{").unwrap();
+        assert_eq!(fresh.inherit(&past("old")).unwrap(), Inherited::TakenOver { entries: 2 });
+        assert_eq!(fresh.all().unwrap(), old.all().unwrap());
+        assert_eq!(fresh.record("three", Author::start(), None, Outcome::Applied).unwrap(), 3);
+        assert_eq!(fs::read_dir(fresh_folder.path()).unwrap().count(), 1);
+
+        let (folder, other) = history();
+        other.record("other", Author::start(), None, Outcome::Applied).unwrap();
+        let before = other.all().unwrap();
+        for number in 1..=6 {
+            let name = format!("{number}.tar");
+            let file = folder.path().join("restored").join(&name);
+            assert_eq!(other.inherit(&past(&name)).unwrap(), Inherited::KeptApart { file: file.clone() });
+            assert_eq!(fs::read(file).unwrap(), name.as_bytes());
+        }
+        assert_eq!(other.all().unwrap(), before);
+        let mut kept: Vec<_> =
+            fs::read_dir(folder.path().join("restored")).unwrap().map(|file| file.unwrap().file_name()).collect();
+        kept.sort();
+        assert_eq!(kept, ["3.tar", "4.tar", "5.tar", "6.tar"]);
     }
 
     #[test]

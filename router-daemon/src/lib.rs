@@ -4,6 +4,7 @@ mod accept;
 pub mod api;
 pub mod ask;
 pub mod audits;
+pub mod bundle;
 pub mod counters;
 pub mod difference;
 pub mod event_log;

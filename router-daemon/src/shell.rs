@@ -24,7 +24,7 @@ pub struct RouterdArguments {
     #[arg(long, default_value = "/etc/quadway/site.toml")]
     pub config: PathBuf,
     /// What survives a reboot: the last applied configuration, one that waits for its confirmation, the history, the
-    /// journal.
+    /// journal, the key that signs bundles.
     #[arg(long, default_value = "/var/lib/quadway")]
     pub state: PathBuf,
     /// What survives a restart: the socket of the API, the lock.
@@ -99,6 +99,9 @@ pub fn remedy(code: &str) -> Option<&'static str> {
         "not-configured" => "`routerctl check` the site file, then `routerctl apply` it",
         "unclear" => "give an address, or the name of a host of the site file",
         "unknown-wan" => "`routerctl status` lists the lines",
+        "bundle" => {
+            "save it again, or copy it again from where it was saved: `sha256sum` tells whether it arrived whole"
+        }
         "no-journal" => "`journalctl -u routerd` tells why; routerd must be able to write its --state folder",
         _ => return None,
     })
@@ -117,6 +120,16 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("routerctl rollback", "Example:\n  routerctl history && routerctl rollback 41"),
     ("routerctl history", "Example:\n  routerctl history"),
     ("routerctl config", "Examples:\n  routerctl config > site.toml\n  routerctl config 41"),
+    (
+        "routerctl save",
+        "Examples:\n  routerctl save\n  routerctl save - | ssh backup 'cat > router.tar'\n  \
+         routerctl --json save /backup/router.tar | jq -r .fingerprint",
+    ),
+    (
+        "routerctl restore",
+        "Examples:\n  routerctl restore router.tar --confirm 2m && routerctl confirm\n  \
+         routerctl restore router.tar --trust FINGERPRINT -m 'the old box died'",
+    ),
     ("routerctl events", "Example:\n  routerctl events"),
     ("routerctl diff", "Examples:\n  routerctl diff 41\n  routerctl diff 41 43"),
     ("routerctl status", "Example:\n  routerctl status\n  routerctl --json status | jq .wans"),

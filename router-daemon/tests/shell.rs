@@ -57,7 +57,7 @@ fn errors_say_what_to_do_next() {
     std::fs::write(&garbage, "{}\n").unwrap();
     let (garbage, folder) = (garbage.to_str().unwrap(), folder.path().to_str().unwrap());
     let socket = format!("{folder}/api.sock");
-    let table: [(&[&str], i32); 7] = [
+    let table: [(&[&str], i32); 11] = [
         (&["check", "/nonexistent"], 1),
         (&["check", folder], 1),
         (&["replay", garbage], 1),
@@ -65,6 +65,10 @@ fn errors_say_what_to_do_next() {
         (&["import", "mwan3", "--network", "/nonexistent", "--mwan3", garbage], 1),
         (&["man", garbage], 4),
         (&["status"], 3),
+        (&["save"], 3),
+        (&["restore", "/nonexistent"], 1),
+        (&["restore", folder], 1),
+        (&["restore", garbage], 3),
     ];
     for (arguments, code) in table {
         let mut command = Command::new(env!("CARGO_BIN_EXE_routerctl"));
@@ -74,7 +78,9 @@ fn errors_say_what_to_do_next() {
         // What is wrong, and below it what to do.
         assert!(text.lines().nth(1).is_some_and(|next| next.starts_with("  ")), "{arguments:?}: {text}");
     }
-    for code in ["busy", "kernel", "timeout", "unavailable", "not-configured", "unclear", "unknown-wan", "no-journal"] {
+    for code in
+        ["busy", "kernel", "timeout", "unavailable", "not-configured", "unclear", "unknown-wan", "no-journal", "bundle"]
+    {
         assert!(router_daemon::shell::remedy(code).is_some(), "{code}");
     }
 }

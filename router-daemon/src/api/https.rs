@@ -372,7 +372,7 @@ impl Caller {
 
 /// What cuts the connection it comes over is asked for in another way.
 fn over(mut call: Call, session: &Session) -> Call {
-    if let Call::Apply { how, .. } | Call::Rollback { how, .. } = &mut call {
+    if let Call::Apply { how, .. } | Call::Rollback { how, .. } | Call::Restore { how, .. } = &mut call {
         how.session.get_or_insert_with(|| session.clone());
     }
     call
@@ -659,10 +659,15 @@ mod tests {
             assert_eq!(router.orders(), Vec::<String>::new(), "{word}");
             let (code, answer) = router.ask(&alice, text).await;
             assert_ne!(code, 403, "{word}: {answer}");
-            // A config of the history is looked up before anything is ordered, and so is an audit to end. A trace orders
-            // nothing.
-            let looks_first =
-                matches!(call, Call::Rollback { number: Some(_), .. } | Call::EndAudit { .. } | Call::Trace { .. });
+            // A config of the history is looked up before anything is ordered, a bundle read, and an audit to end found. A
+            // trace orders nothing.
+            let looks_first = matches!(
+                call,
+                Call::Rollback { number: Some(_), .. }
+                    | Call::Restore { .. }
+                    | Call::EndAudit { .. }
+                    | Call::Trace { .. }
+            );
             let ordered = changes && !looks_first;
             assert_eq!(router.take_orders().len(), usize::from(ordered), "{word}: {answer}");
         }

@@ -50,6 +50,17 @@ pub enum Call {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         number: Option<u64>,
     },
+    /// The config in force and the history as a bundle that this box signs.
+    Save,
+    /// Make the config of a bundle take effect, as `apply` does. `bundle` is in base64; `trust` is the fingerprint of a
+    /// key that may have signed it, besides this box's.
+    Restore {
+        bundle: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trust: Option<String>,
+        #[serde(flatten)]
+        how: How,
+    },
     /// What differs between two of them; without `to`, between one and what is in force.
     Diff {
         from: u64,
@@ -164,6 +175,8 @@ impl Call {
             | Self::Plan { .. }
             | Self::History
             | Self::Config { .. }
+            // What a reader could copy piece by piece; he chooses none of what is signed.
+            | Self::Save
             | Self::Diff { .. }
             | Self::Explain { .. }
             | Self::ExplainWan { .. }
@@ -172,6 +185,7 @@ impl Call {
             | Self::Journal { .. }
             | Self::Events => Role::Reader,
             Self::Apply { .. }
+            | Self::Restore { .. }
             | Self::Confirm
             | Self::Rollback { .. }
             | Self::Drain { .. }
@@ -218,6 +232,8 @@ impl Call {
             Self::Rollback { .. } => "rollback",
             Self::History => "history",
             Self::Config { .. } => "config",
+            Self::Save => "save",
+            Self::Restore { .. } => "restore",
             Self::Diff { .. } => "diff",
             Self::Explain { .. } => "explain",
             Self::ExplainWan { .. } => "explain-wan",
@@ -382,6 +398,19 @@ pub(super) mod tests {
             (Call::History, r#"{"v":1,"call":"history"}"#),
             (Call::Config { number: None }, r#"{"v":1,"call":"config"}"#),
             (Call::Config { number: Some(7) }, r#"{"v":1,"call":"config","number":7}"#),
+            (Call::Save, r#"{"v":1,"call":"save"}"#),
+            (
+                Call::Restore { bundle: "YQ==".into(), trust: None, how: How::default() },
+                r#"{"v":1,"call":"restore","bundle":"YQ=="}"#,
+            ),
+            (
+                Call::Restore {
+                    bundle: "YQ==".into(),
+                    trust: Some("ab".into()),
+                    how: How { confirm_milliseconds: Some(1000), ..How::default() },
+                },
+                r#"{"v":1,"call":"restore","bundle":"YQ==","trust":"ab","confirm_milliseconds":1000}"#,
+            ),
             (Call::Diff { from: 3, to: None }, r#"{"v":1,"call":"diff","from":3}"#),
             (Call::Diff { from: 3, to: Some(4) }, r#"{"v":1,"call":"diff","from":3,"to":4}"#),
             (
@@ -438,6 +467,7 @@ pub(super) mod tests {
             "plan",
             "history",
             "config",
+            "save",
             "diff",
             "explain",
             "explain-wan",

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::protocol::{Call, VERSION};
 use crate::ask::{ApplyReport, Refusal};
 use crate::audits::AuditReport;
+use crate::bundle::{RestoreReport, SaveReport};
 use crate::difference::{Difference, TextDifference};
 use crate::happening::Happening;
 use crate::history::{ConfigText, Entry};
@@ -30,6 +31,8 @@ pub fn schema() -> Value {
             json!({"type": "object", "properties": {"entries": {"type": "array", "items": reference::<Entry>(types)}}}),
         ),
         ("config", reference::<ConfigText>(types)),
+        ("save", reference::<SaveReport>(types)),
+        ("restore", reference::<RestoreReport>(types)),
         ("diff", reference::<TextDifference>(types)),
         ("flows", reference::<Talkers>(types)),
         ("end-audit", reference::<AuditReport>(types)),
@@ -105,6 +108,8 @@ mod tests {
             json!({"v": 1, "call": "apply", "text": "x", "message": "why"}),
             json!({"v": 1, "call": "explain", "source": "a", "destination": "b", "service": "ping"}),
             json!({"v": 1, "call": "fail-test", "wan": "wan1", "milliseconds": 5}),
+            json!({"v": 1, "call": "save"}),
+            json!({"v": 1, "call": "restore", "bundle": "YQ==", "trust": "ab", "message": "why"}),
         ] {
             fits(schema["request"].clone(), &call);
         }

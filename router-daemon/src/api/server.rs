@@ -19,11 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use config::Config;
 use mwan::audit::{self, Pair};
 use mwan::event::Request;
 use mwan::explain::{Question, explain};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use ring::signature::KeyPair;
 use serde::Serialize;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -40,11 +42,13 @@ use super::trace::{Asked, trace};
 use crate::accept;
 use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside};
 use crate::audits::AuditReport;
+use crate::bundle::key::BoxKey;
+use crate::bundle::{self, Bundle, Contents, RestoreReport, SaveReport, Unfit};
 use crate::counters::{CounterSource, Counters};
 use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::{EventLog, Kind};
-use crate::happening::Happenings;
-use crate::history::{self, ConfigText, History};
+use crate::happening::{Happenings, What};
+use crate::history::{self, ConfigText, History, Past};
 use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::kernel::trace::Tracer;
@@ -64,6 +68,8 @@ pub struct Core {
     /// What became of the flows of lines that were lost.
     pub ledger: Ledger,
     pub history: History,
+    /// Signs bundles.
+    pub key: BoxKey,
     /// `None` does not look at what others do with marks.
     pub foreign: Option<Foreign>,
     /// How the listener for HTTPS stands.
@@ -83,6 +89,7 @@ impl Core {
             happenings: Happenings::default(),
             journal: None,
             ledger: Ledger::default(),
+            key: BoxKey::of(history.state()),
             history,
             foreign: None,
             https: watch::channel(None).1,
@@ -249,13 +256,13 @@ impl Core {
         }
     }
 
-    async fn apply(&self, text: String, how: How, author: Author) -> Result<ApplyReport, Refusal> {
+    async fn apply(&self, text: String, how: How, author: Author, past: Option<Past>) -> Result<ApplyReport, Refusal> {
         if let Some(foreign) = &self.foreign {
             foreign.look().await.map_err(|error| refusal("kernel", error.to_string()))?;
         }
         // Where a change is guarded, the answer is what the guard found.
         let guarded = Duration::from_millis(how.guard_milliseconds.unwrap_or_default()).min(MOST_GUARDED);
-        self.ask(APPLY_TIMEOUT + guarded, |reply| Ask::Apply { text, how, author, reply }).await?
+        self.ask(APPLY_TIMEOUT + guarded, |reply| Ask::Apply { text, how, author, past, reply }).await?
     }
 
     async fn roll_back(&self, number: Option<u64>, mut how: How, author: Author) -> Result<ApplyReport, Refusal> {
@@ -264,7 +271,69 @@ impl Core {
         };
         let text = self.of_history(number).await?;
         how.message.get_or_insert_with(|| format!("rollback to {number}"));
-        self.apply(text, how, author).await
+        self.apply(text, how, author, None).await
+    }
+
+    async fn save(&self) -> Result<SaveReport, Refusal> {
+        let view = self.view().await?;
+        if view.applies.pending.is_some() {
+            let text = "a change waits: it is not known yet which config is to be saved; `routerctl confirm` keeps it, \
+                        `routerctl rollback` takes it back; then try again";
+            return Err(refusal("pending", text.to_owned()));
+        }
+        let config = view.config.ok_or_else(Refusal::not_configured)?;
+        let (history, key) = (self.history.clone(), self.key.clone());
+        aside(move || {
+            let unread = |error| refusal("unavailable", format!("the history cannot be read: {error}"));
+            let key = key.open().map_err(|why| refusal("key", why))?;
+            let past = history.all().map_err(unread)?;
+            let contents =
+                Contents { text: &view.text, config: &config, history: &past, host: &host(), now: SystemTime::now() };
+            let (bytes, manifest) =
+                bundle::make(&contents, &key).map_err(|unfit| refusal("bundle", unfit.to_string()))?;
+            Ok(SaveReport {
+                manifest,
+                fingerprint: bundle::fingerprint(&key),
+                public_key: BASE64_STANDARD.encode(key.public_key()),
+                bundle: BASE64_STANDARD.encode(bytes),
+            })
+        })
+        .await
+    }
+
+    async fn restore(
+        &self,
+        packed: String,
+        trust: Option<String>,
+        mut how: How,
+        author: Author,
+    ) -> Result<RestoreReport, Refusal> {
+        let key = self.key.clone();
+        let read = aside(move || {
+            let unfit = |unfit: Unfit| match &unfit {
+                Unfit::Untrusted { .. } => refusal("untrusted", unfit.to_string()),
+                Unfit::TooLarge(_) | Unfit::NoArchive(_) | Unfit::Member { .. } => {
+                    refusal("bundle", format!("nothing of the bundle was taken: {unfit}"))
+                }
+            };
+            let bytes = BASE64_STANDARD
+                .decode(packed)
+                .map_err(|error| refusal("bundle", format!("the bundle is not in base64: {error}")))?;
+            let bundle = bundle::read(&bytes).map_err(unfit)?;
+            let own = key.open().map_err(|why| refusal("key", why))?;
+            bundle.trusted(&bundle::fingerprint(&own), trust.as_deref()).map_err(unfit)?;
+            Ok((bundle, Arc::<[u8]>::from(bytes)))
+        });
+        let (bundle, bytes) =
+            read.await.inspect_err(|refusal| self.happenings.tell(What::refused(&author, refusal)))?;
+        let title = bundle.title();
+        how.message = Some(how.message.map_or_else(|| title.clone(), |why| format!("{why} ({title})")));
+        let Bundle { manifest, text, history, fingerprint, digest } = bundle;
+        let name = format!("{}.tar", digest.get(..12).unwrap_or(&digest));
+        let past = Past { entries: history, name, bundle: bytes };
+        let apply = self.apply(text, how, author, Some(past)).await?;
+        let missing = tokio::task::spawn_blocking(move || bundle::missing(&manifest.files)).await.unwrap_or_default();
+        Ok(RestoreReport { apply, bundle: digest, fingerprint, host: manifest.host, time: manifest.time, missing })
     }
 
     async fn of_history(&self, number: u64) -> Result<String, Refusal> {
@@ -350,6 +419,8 @@ impl Core {
             | Call::Rollback { .. }
             | Call::History
             | Call::Config { .. }
+            | Call::Save
+            | Call::Restore { .. }
             | Call::Diff { .. }
             | Call::Explain { .. }
             | Call::ExplainWan { .. }
@@ -376,7 +447,7 @@ impl Core {
                 "fast_path_sha256": ebpf::digest(ebpf::OBJECT),
             })),
             Call::Plan { text } => ok(&self.plan(text).await?),
-            Call::Apply { text, how } => ok(&self.apply(text, how, author.clone()).await?),
+            Call::Apply { text, how } => ok(&self.apply(text, how, author.clone(), None).await?),
             Call::Confirm => {
                 let author = author.clone();
                 ok(&self.ask(VIEW_TIMEOUT, |reply| Ask::Confirm { author, reply }).await??)
@@ -390,6 +461,8 @@ impl Core {
                 ok(&json!({"entries": entries.map_err(unread)?}))
             }
             Call::Config { number } => ok(&self.config(number).await?),
+            Call::Save => ok(&self.save().await?),
+            Call::Restore { bundle, trust, how } => ok(&self.restore(bundle, trust, how, author.clone()).await?),
             Call::Diff { from, to } => ok(&self.diff(from, to).await?),
             Call::Explain { source, destination, service } => self.explain(&source, &destination, &service).await?,
             Call::ExplainWan { wan } => self.explain_wan(&wan).await?,
@@ -494,6 +567,13 @@ fn parsed(text: &str) -> Result<config::Config, Refusal> {
         Ok(parsed) => Ok(parsed.config),
         Err(problems) => Err(refusal("config", problems.to_string())),
     }
+}
+
+/// What this machine is called; a name where it has none, since a bundle bears one.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = name.chars().filter(char::is_ascii_graphic).take(255).collect();
+    if name.is_empty() { "router".to_owned() } else { name }
 }
 
 fn wan_name(text: &str) -> Result<config::units::WanName, Refusal> {
@@ -664,7 +744,6 @@ mod tests {
     use super::*;
     use crate::ask::ApplyReport;
     use crate::fixture;
-    use crate::happening::What;
     use crate::talkers::Tally;
 
     #[test]
@@ -775,6 +854,56 @@ mod tests {
         );
         let confirmed = operator.ask(r#"{"v":1,"call":"confirm"}"#).await["ok"].clone();
         assert_eq!(confirmed["warnings"], json!(["alice (uid 1000)"]));
+    }
+
+    #[tokio::test]
+    async fn a_reader_saves_a_bundle_and_an_operator_restores_it_where_its_key_counts() {
+        let [folder, other] = [(), ()].map(|()| tempfile::tempdir().unwrap());
+        let history = History::of(folder.path());
+        for text in ["one", "two"] {
+            history.record(text, Author::start(), None, history::Outcome::Applied).unwrap();
+        }
+        let on = |state: &Path| Core { history: history.clone(), key: BoxKey::of(state), ..core() };
+        let mut reader = Peer::of(Role::Reader, on(folder.path()));
+        let saved = reader.ask(r#"{"v":1,"call":"save"}"#).await["ok"].clone();
+        let restore = |bundle: &Value, trust: Option<&str>| {
+            let call = Call::Restore {
+                bundle: bundle.as_str().unwrap().to_owned(),
+                trust: trust.map(str::to_owned),
+                how: How::default(),
+            };
+            super::super::protocol::encode_call(&call).trim_end().to_owned()
+        };
+        assert_eq!(saved["manifest"]["members"].as_object().unwrap().len(), 3, "{saved}");
+        let refused = reader.ask(&restore(&saved["bundle"], None)).await;
+        assert_eq!(refused["error"]["code"], "permission");
+
+        let mut operator = Peer::of(Role::Operator, on(folder.path()));
+        let restored = operator.ask(&restore(&saved["bundle"], None)).await["ok"].clone();
+        assert_eq!(restored["digest"], fixture::view().text.to_string());
+        let told = restored["warnings"].as_array().unwrap();
+        assert_eq!(told[0], "alice (uid 1000)");
+        assert!(told[1].as_str().unwrap().starts_with("restored from bundle "), "{told:?}");
+        assert!(told[2].as_str().unwrap().starts_with("2 entries, "), "{told:?}");
+
+        let core = on(other.path());
+        let mut told = core.happenings.follow();
+        let mut operator = Peer::of(Role::Operator, core);
+        let fingerprint = saved["fingerprint"].as_str().unwrap();
+        for trust in [None, Some("00")] {
+            let refused = operator.ask(&restore(&saved["bundle"], trust)).await["error"].clone();
+            assert_eq!(refused["code"], "untrusted");
+            assert!(refused["message"].as_str().unwrap().contains(&format!("--trust {fingerprint}")), "{refused}");
+            let told = told.recv().await.unwrap();
+            assert!(matches!(&told.what, What::Refused { code, .. } if code == "untrusted"), "{told:?}");
+        }
+        let restored = operator.ask(&restore(&saved["bundle"], Some(fingerprint))).await["ok"].clone();
+        assert_eq!(restored["fingerprint"], fingerprint);
+        for (bundle, said) in [("!", "not in base64"), ("YQ==", "nothing of the bundle was taken: this is no bundle")] {
+            let refused = operator.ask(&restore(&json!(bundle), None)).await["error"].clone();
+            assert_eq!(refused["code"], "bundle");
+            assert!(refused["message"].as_str().unwrap().contains(said), "{refused}");
+        }
     }
 
     #[tokio::test]
@@ -900,8 +1029,9 @@ mod tests {
                         drop(reply.send(Ok(report)));
                     }
                     // Tells what it was asked.
-                    Ask::Apply { text, how, author, reply } => {
-                        let warnings = [Some(author.to_string()), how.message].into_iter().flatten().collect();
+                    Ask::Apply { text, how, author, past, reply } => {
+                        let past = past.map(|past| format!("{} entries, {}", past.entries.len(), past.name));
+                        let warnings = [Some(author.to_string()), how.message, past].into_iter().flatten().collect();
                         drop(reply.send(Ok(ApplyReport { digest: text, warnings, ..ApplyReport::default() })));
                     }
                     Ask::Confirm { author, reply } | Ask::RollBack { author, reply } => {

@@ -4,11 +4,13 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use mwan::asserts::{self, BrokenAssert};
 use mwan::journal::simulate::{Setting, simulate};
@@ -19,6 +21,7 @@ use router_daemon::api::protocol::Call;
 use router_daemon::api::schema;
 use router_daemon::ask::{ApplyReport, How};
 use router_daemon::audits::AuditReport;
+use router_daemon::bundle::{self, RestoreReport, SaveReport};
 use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::happening::Happening;
@@ -85,6 +88,32 @@ enum Command {
     Config {
         /// As `routerctl history` tells it.
         number: Option<u64>,
+    },
+    /// Write the config in force and the history into a file, signed with the key of this box.
+    ///
+    /// The file is a tar archive of texts. It holds no secret: keys, certificates and the secrets of webhooks stay in
+    /// their files, which it lists. Whoever may read the router may save it.
+    ///
+    /// What is shown with it, the fingerprint of the key, is what another box wants to be told when it restores it:
+    /// keep it apart from the file.
+    Save {
+        /// Left out: a file named after the box and the time, in this folder; `-` is the standard output.
+        file: Option<PathBuf>,
+    },
+    /// Make the config of a saved file take effect: wholly, or not at all, as `apply` does.
+    ///
+    /// Nothing of a file that is not whole, or that is not signed by this box or by the key named with --trust, is
+    /// taken. A box without a history takes over that of the file; any other keeps its own, goes on with it, and keeps
+    /// the file in restored/ of its state folder. The site file (/etc/quadway/site.toml) stays as it is; `routerctl
+    /// status` tells where it differs. What the config names and this box lacks (keys, certificates) is told.
+    Restore {
+        /// `-` is the standard input.
+        file: PathBuf,
+        /// Take it also if this key signed it: 64 hexadecimal digits, as `routerctl save` told on the other box.
+        #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint)]
+        trust: Option<String>,
+        #[command(flatten)]
+        how: HowArguments,
     },
     /// What differs between two configs of the history; of one, between it and what is in force.
     Diff { from: u64, to: Option<u64> },
@@ -395,6 +424,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             // To the byte: its digest is the history's.
             Ok(write!(io::stdout().lock(), "{}", read::<ConfigText>(&answer)?.text)?)
         }
+        Command::Save { file } => save(&read(&ask(&Call::Save)?)?, file.as_deref(), json),
+        Command::Restore { file, trust, how } => {
+            let bytes = bytes_of(file)?;
+            how.tell_of_waiting();
+            let bundle = BASE64_STANDARD.encode(bytes);
+            let answer = ask(&Call::Restore { bundle, trust: trust.clone(), how: how.how() })?;
+            show_as(json, &answer, |report: RestoreReport| restored(&report))
+        }
         Command::Diff { from, to } => {
             let answer = ask(&Call::Diff { from: *from, to: *to })?;
             show_as(json, &answer, |difference: TextDifference| difference.to_string())
@@ -581,6 +618,84 @@ fn applied(report: &ApplyReport) -> String {
     warnings.chain([done]).chain(window).chain(measured).collect::<Vec<_>>().join("\n")
 }
 
+fn restored(report: &RestoreReport) -> String {
+    let RestoreReport { apply, bundle, fingerprint, host, time, missing } = report;
+    let short = bundle.get(..12).unwrap_or(bundle);
+    let from = format!("bundle {short} of {host}, {time}, signed by {fingerprint}");
+    let missing = missing.iter().map(|file| format!("missing here, and the config names it: {file}"));
+    let inherited = apply.inherited.iter().map(ToString::to_string);
+    [from].into_iter().chain(inherited).chain(missing).chain([applied(apply)]).collect::<Vec<_>>().join("\n")
+}
+
+/// Writes the bundle, and tells of it.
+fn save(report: &SaveReport, file: Option<&Path>, json: bool) -> Result<(), Failure> {
+    let SaveReport { manifest, fingerprint, public_key, bundle } = report;
+    let bytes = BASE64_STANDARD
+        .decode(bundle)
+        .map_err(|error| Failure::Daemon(format!("routerd answers what is no bundle: {error}")))?;
+    let own = || {
+        let time: String = manifest.time.chars().filter(char::is_ascii_alphanumeric).collect();
+        PathBuf::from(format!("quadway-{}-{time}.tar", manifest.host.replace('/', "-")))
+    };
+    let file = file.map_or_else(own, Path::to_owned);
+    let piped = file == Path::new("-");
+    if piped {
+        io::stdout().lock().write_all(&bytes)?;
+    } else {
+        written(&file, &bytes)?;
+    }
+    let told = if json {
+        let told = json!({
+            "file": file,
+            "bytes": bytes.len(),
+            "manifest": manifest,
+            "fingerprint": fingerprint,
+            "public_key": public_key,
+        });
+        serde_json::to_string_pretty(&told).map_err(io::Error::other)?
+    } else {
+        let (config, entries) = (manifest.config.get(..12).unwrap_or(&manifest.config), manifest.members.len() - 1);
+        let left_out = match manifest.left_out {
+            0 => String::new(),
+            count => format!(" ({count} older ones had no room)"),
+        };
+        let files = manifest.files.iter().map(|file| format!("\nnot in it, and the config names it: {file}"));
+        format!(
+            "saved {}: config {config}, {entries} entries of the history{left_out}\nsigned by {fingerprint}\nanother box \
+             takes it with `routerctl restore --trust {fingerprint}`{}",
+            file.display(),
+            files.collect::<String>()
+        )
+    };
+    if piped {
+        writeln!(io::stderr(), "{told}").ok();
+        return Ok(());
+    }
+    say(&told)
+}
+
+/// Whole or not at all, and for its owner.
+fn written(file: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let failed = |error: io::Error| {
+        let text = format!("cannot write {}: {error}\n  name a file in a folder you may write to", file.display());
+        Failure::Refused(text)
+    };
+    if fs::metadata(file).is_ok_and(|facts| !facts.is_file()) {
+        return Err(failed(io::Error::other("it is there, and no file")));
+    }
+    let beside = file.with_added_extension(format!("{}.tmp", std::process::id()));
+    let write = || {
+        let mut open = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        open.write_all(bytes)?;
+        open.sync_all()?;
+        fs::rename(&beside, file)
+    };
+    write().map_err(|error| {
+        fs::remove_file(&beside).ok();
+        failed(error)
+    })
+}
+
 /// What would allow it, in lines of their own; with `why`.
 fn advice(denied: &Denied, why: bool) -> String {
     let advice = denied.advice.as_ref().filter(|_| why);
@@ -676,6 +791,36 @@ fn text_of(file: &Path) -> Result<String, Failure> {
             file.display()
         ))
     })
+}
+
+/// A bundle; never more than one may have.
+fn bytes_of(file: &Path) -> Result<Vec<u8>, Failure> {
+    let read = |from: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        from.take(bundle::LARGEST as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let bytes = if file == Path::new("-") {
+        read(&mut io::stdin())
+    } else {
+        fs::File::open(file).and_then(|mut file| read(&mut file))
+    };
+    let bytes = bytes.map_err(|error| {
+        let file = file.display();
+        let text = "give the path of a file that `routerctl save` wrote, or `-` for the standard input";
+        Failure::Refused(format!("cannot read {file}: {error}\n  {text}"))
+    })?;
+    if bytes.len() > bundle::LARGEST {
+        let text = format!("{}: a bundle has at most {} bytes", file.display(), bundle::LARGEST);
+        return Err(Failure::Refused(text + "\n  give a file that `routerctl save` wrote"));
+    }
+    Ok(bytes)
+}
+
+fn fingerprint(text: &str) -> Result<String, String> {
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("a fingerprint is 64 hexadecimal digits, as `routerctl save` tells them".to_owned())
 }
 
 fn show_as<T: DeserializeOwned>(json: bool, answer: &Value, told: impl Fn(T) -> String) -> Result<(), Failure> {

@@ -27,7 +27,7 @@ use super::site::{From, Loaded};
 use super::{Accepted, Core, Look, Progress, answer};
 use crate::ask::{ApplyReport, Author, How, PlanReport, Refusal, aside};
 use crate::happening::What;
-use crate::history::Outcome;
+use crate::history::{Outcome, Past};
 
 /// The apply under way.
 #[derive(Debug)]
@@ -76,13 +76,15 @@ pub(super) struct Order {
     pub(super) accepted: Accepted,
     pub(super) author: Author,
     pub(super) message: Option<String>,
+    pub(super) past: Option<Past>,
 }
 
-/// What of an order is told in the history.
+/// What of an order is told in the history, and the history that came with it.
 #[derive(Debug)]
 pub(super) struct Origin {
     author: Author,
     message: Option<String>,
+    past: Option<Past>,
 }
 
 /// What a config is once the kernel has it.
@@ -139,7 +141,7 @@ impl Core {
         let read = aside(move || site.operators().map_err(|trouble| Refusal::new("config", trouble)));
         self.alone(read, |core, read| match read {
             Ok(accepted) => {
-                let order = Order { accepted, author: Author::hang_up(), message: None };
+                let order = Order { accepted, author: Author::hang_up(), message: None, past: None };
                 core.begin(order, Word::Last, None);
             }
             Err(refusal) => {
@@ -167,6 +169,7 @@ impl Core {
         text: String,
         how: How,
         author: Author,
+        past: Option<Past>,
         reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
     ) {
         if self.applying.is_some() {
@@ -179,7 +182,7 @@ impl Core {
             return answer(reply, Err(waiting.in_the_way()));
         }
         self.alone(aside(move || Accepted::new("site.toml", &text)), move |core, accepted| match accepted {
-            Ok(accepted) => core.apply_accepted(accepted, how, author, reply),
+            Ok(accepted) => core.apply_accepted(accepted, how, author, past, reply),
             Err(refusal) => {
                 core.happenings.tell(What::refused(&author, &refusal));
                 answer(reply, Err(refusal));
@@ -192,6 +195,7 @@ impl Core {
         accepted: Accepted,
         how: How,
         author: Author,
+        past: Option<Past>,
         reply: oneshot::Sender<Result<ApplyReport, Refusal>>,
     ) {
         let How { message, confirm_milliseconds, guard_milliseconds, force, session } = how;
@@ -211,7 +215,7 @@ impl Core {
             self.happenings.tell(What::refused(&author, &refusal));
             return answer(reply, Err(refusal));
         }
-        let order = Order { accepted, author, message };
+        let order = Order { accepted, author, message, past };
         let refuse = |text: &str, reply| answer(reply, Err(Refusal::new("window", text)));
         match [confirm_milliseconds, guard_milliseconds].map(|span| span.map(Duration::from_millis)) {
             [None, None] => self.begin(order, Word::Last, Some(reply)),
@@ -270,9 +274,9 @@ impl Core {
         let previous = self.accepted.clone();
         self.starting = None;
         self.rolled_back = None;
-        let Order { accepted, author, message } = order;
+        let Order { accepted, author, message, past } = order;
         self.take(accepted);
-        let stage = Stage::Trying { order: Origin { author, message }, word, previous, before, steps };
+        let stage = Stage::Trying { order: Origin { author, message, past }, word, previous, before, steps };
         let patience = match &self.waiting {
             Some(waiting) => PATIENCE.min(waiting.pending.left()),
             None => PATIENCE,
@@ -311,9 +315,9 @@ impl Core {
         {
             let order = match &self.waiting {
                 Some(Waiting { pending, .. }) => {
-                    Origin { author: pending.author.clone(), message: pending.message.clone() }
+                    Origin { author: pending.author.clone(), message: pending.message.clone(), past: None }
                 }
-                None => Origin { author: Author::start(), message: None },
+                None => Origin { author: Author::start(), message: None, past: None },
             };
             self.reached(0, order, word, told);
         }
@@ -408,14 +412,16 @@ impl Core {
             if word == Word::Last {
                 site.keep(&text)?;
             }
-            let (history, Origin { author, message }) = (site.history(), order);
+            let (history, Origin { author, message, past }) = (site.history(), order);
+            // Before this config is numbered: it follows what it came with.
+            let inherited = past.map(|past| history.inherit(&past));
             let outcome = if word == Word::Trial { Outcome::Unconfirmed } else { Outcome::Applied };
             let number = match word {
                 Word::Last | Word::Trial if asked => Some(history.record(&text, author, message, outcome)?),
                 Word::Last | Word::Kept | Word::Trial => Some(history.record_once(&text, author, outcome)?),
                 Word::Back => None,
             };
-            Ok((number, site.unlike(&text).filter(|_| word != Word::Trial)))
+            Ok((number, inherited, site.unlike(&text).filter(|_| word != Word::Trial)))
         });
         let report = async move {
             let mut report = ApplyReport {
@@ -426,8 +432,14 @@ impl Core {
                 ..ApplyReport::default()
             };
             match kept.await {
-                Ok((number, unlike)) => {
+                Ok((number, inherited, unlike)) => {
                     report.number = number;
+                    match inherited.transpose() {
+                        Ok(inherited) => report.inherited = inherited,
+                        Err(error) => {
+                            report.warnings.push(format!("the history of the bundle could not be kept: {error}"));
+                        }
+                    }
                     report.warnings.extend(unlike);
                 }
                 Err(error) => {

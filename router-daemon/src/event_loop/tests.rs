@@ -102,7 +102,7 @@ async fn the_loop_goes_on_while_a_text_is_parsed() {
     // A long text, refused for its last words.
     let long = format!("{MINIMAL}{}[wan", "[[assert]]\nthat = \"guests -> office deny\"\n".repeat(20_000));
     let (reply, mut refused) = oneshot::channel();
-    let apply = Ask::Apply { text: long.clone(), how: How::default(), author: alice(), reply };
+    let apply = Ask::Apply { text: long.clone(), how: How::default(), author: alice(), past: None, reply };
     bench.asks.send(apply).await.unwrap();
     let (reply, mut planned) = oneshot::channel();
     bench.asks.send(Ask::Plan { text: long, reply }).await.unwrap();
@@ -414,7 +414,7 @@ async fn a_change_whose_measurement_a_restart_ends_is_taken_back() {
     let mut bench = Bench::measured().await;
     let before = bench.view().await.config.unwrap().digest.clone();
     let (reply, answer) = oneshot::channel();
-    let apply = Ask::Apply { text: narrowed(), how: guarded(600), author: alice(), reply };
+    let apply = Ask::Apply { text: narrowed(), how: guarded(600), author: alice(), past: None, reply };
     bench.asks.send(apply).await.unwrap();
     bench.pending().await;
     bench.restart().await;
@@ -677,7 +677,7 @@ impl Bench {
     }
 
     async fn apply_as(&self, text: &str, how: How) -> Result<ApplyReport, Refusal> {
-        self.ask(|reply| Ask::Apply { text: text.to_owned(), how, author: alice(), reply }).await
+        self.ask(|reply| Ask::Apply { text: text.to_owned(), how, author: alice(), past: None, reply }).await
     }
 
     async fn confirm(&self) -> Result<ApplyReport, Refusal> {
