@@ -15,7 +15,7 @@ help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path'
-	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets and requests'
+	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets, requests and bundles'
 	@echo 'make campaign    100,000 crypto operations on a simulated device under every fault; about five minutes'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
@@ -64,6 +64,7 @@ bench: root bpf
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
 CORPUS := tests/fuzz/corpus/site_file
+BUNDLES := tests/fuzz/corpus/bundle
 fuzz: packages bpf
 	@command -v cargo-fuzz >/dev/null || { echo 'installing cargo-fuzz'; cargo install --locked cargo-fuzz; }
 	mkdir -p $(CORPUS)
@@ -73,6 +74,9 @@ fuzz: packages bpf
 	cd tests/fuzz && cargo fuzz run --sanitizer none packet -- -max_total_time=$(FUZZ_SECONDS) -max_len=300
 	cd tests/fuzz && cargo fuzz run --sanitizer none api_request -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -dict=requests.dict
+	mkdir -p $(BUNDLES)
+	printf '\000' | cat - router-daemon/src/bundle/format-1.tar > $(BUNDLES)/format-1
+	cd tests/fuzz && cargo fuzz run --sanitizer none bundle -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=20
 
 campaign: packages
 	QUADWAY_CAMPAIGN=100000 cargo test -p qat --test campaign -- --nocapture
