@@ -67,6 +67,7 @@ bench: root bpf
 FUZZ_SECONDS ?= 600
 CORPUS := tests/fuzz/corpus/site_file
 BUNDLES := tests/fuzz/corpus/bundle
+REQUESTS := tests/fuzz/corpus/api_request
 fuzz: packages bpf
 	@command -v cargo-fuzz >/dev/null || { echo 'installing cargo-fuzz'; cargo install --locked cargo-fuzz; }
 	mkdir -p $(CORPUS)
@@ -74,6 +75,8 @@ fuzz: packages bpf
 	cd tests/fuzz && cargo fuzz run --sanitizer none site_file -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=60000 -timeout=20 -rss_limit_mb=4096
 	cd tests/fuzz && cargo fuzz run --sanitizer none packet -- -max_total_time=$(FUZZ_SECONDS) -max_len=300
+	mkdir -p $(REQUESTS)
+	cp tests/fuzz/seeds/api_request/* $(REQUESTS)
 	cd tests/fuzz && cargo fuzz run --sanitizer none api_request -- \
 	    -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -dict=requests.dict
 	mkdir -p $(BUNDLES)

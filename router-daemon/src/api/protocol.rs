@@ -508,6 +508,14 @@ pub(super) mod tests {
         );
     }
 
+    /// Found by the fuzzer, which has it as a seed: a dependency of the tests brings what `serde_json` needs for it.
+    #[test]
+    fn a_number_comes_back_as_it_went() {
+        let line = format!("{{\"v\":1,\"ok\":{{\"n\":551{}}}}}", "6".repeat(42));
+        let answer = decode_answer(line.as_bytes()).unwrap();
+        assert_eq!(decode_answer(encode_answer(&answer).as_bytes()).unwrap(), answer);
+    }
+
     #[test]
     fn a_bad_line_is_answered_with_what_is_wrong_with_it() {
         for (line, code, part) in [
