@@ -7,6 +7,7 @@ mod asserts;
 mod matrix;
 mod outside;
 mod segments;
+mod tls_offload;
 mod wans;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,13 +36,14 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let egress = check.all_egress();
     let mut vlans = check.vlans(&segments, &services);
     let (cells, origins) = check.cells(&vlans, &services);
-    let wans = check.wans(&services);
+    let mut wans = check.wans(&services);
     let ports = check.ports();
     check.overlaps();
     let policies = check.policies();
     let steering = check.steering(&services);
     let asserts = check.asserts();
     let api = check.api(&mut vlans, &wans);
+    let tls_offload = check.tls_offload(&mut vlans, &mut wans);
     let router = check.router();
     let fast_path = check.fast_path();
     let syslog = check.syslog();
@@ -79,6 +81,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         syslog,
         webhooks,
         hooks,
+        tls_offload,
     };
     (config, origins, check.problems)
 }

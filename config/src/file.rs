@@ -12,7 +12,8 @@ use crate::model::PortSet;
 use crate::problem::{Problem, Span};
 use crate::read::{At, Node, Read, Table, at, shown, text, wrong_type};
 use crate::units::{
-    BitRate, ClientName, EgressName, HostName, IfName, NameError, PolicyName, ServiceName, VlanName, WanName,
+    BitRate, ClientName, EgressName, HostName, IfName, NameError, PolicyName, ServiceName, TlsOffloadName, VlanName,
+    WanName,
 };
 
 type Problems = Vec<Problem>;
@@ -40,6 +41,7 @@ pub(crate) struct File {
     pub(crate) syslog: Vec<Syslog>,
     pub(crate) webhooks: Vec<Webhook>,
     pub(crate) hooks: Vec<Hook>,
+    pub(crate) tls_offload: Vec<TlsOffload>,
 }
 
 #[derive(Debug, Default)]
@@ -296,6 +298,67 @@ pub(crate) struct Hook {
     pub(crate) timeout: Maybe<Duration>,
 }
 
+#[derive(Debug)]
+pub(crate) struct TlsOffload {
+    pub(crate) span: Span,
+    pub(crate) name: Maybe<TlsOffloadName>,
+    pub(crate) listen: Maybe<Vec<At<String>>>,
+    pub(crate) from: Maybe<Vec<At<VlanName>>>,
+    pub(crate) open_to_wan: Maybe<Vec<At<WanName>>>,
+    pub(crate) certificates: Vec<TlsCertificate>,
+    pub(crate) versions: Maybe<Vec<At<String>>>,
+    pub(crate) alpn: Maybe<Vec<At<String>>>,
+    pub(crate) client_ca: Maybe<String>,
+    pub(crate) client_certificate: Maybe<String>,
+    pub(crate) backends: Maybe<Vec<At<TlsBackend>>>,
+    pub(crate) balance: Maybe<String>,
+    pub(crate) proxy_protocol: Maybe<bool>,
+    pub(crate) backend_tls: Option<BackendTls>,
+    pub(crate) health: BackendHealth,
+    pub(crate) limits: TlsLimits,
+}
+
+#[derive(Debug)]
+pub(crate) struct TlsCertificate {
+    pub(crate) span: Span,
+    pub(crate) names: Maybe<Vec<At<String>>>,
+    pub(crate) certificate: Maybe<String>,
+    pub(crate) key: Maybe<String>,
+    pub(crate) ocsp: Maybe<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct TlsBackend {
+    pub(crate) address: At<String>,
+    pub(crate) weight: Maybe<i64>,
+}
+
+#[derive(Debug)]
+pub(crate) struct BackendTls {
+    pub(crate) ca: Maybe<String>,
+    pub(crate) name: Maybe<String>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct BackendHealth {
+    pub(crate) interval: Maybe<Duration>,
+    pub(crate) timeout: Maybe<Duration>,
+    pub(crate) rise: Maybe<i64>,
+    pub(crate) fall: Maybe<i64>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct TlsLimits {
+    pub(crate) connections: Maybe<i64>,
+    pub(crate) connections_per_source: Maybe<i64>,
+    pub(crate) handshakes_per_source: Maybe<i64>,
+    pub(crate) handshake_burst: Maybe<i64>,
+    pub(crate) handshake_timeout: Maybe<Duration>,
+    pub(crate) idle_timeout: Maybe<Duration>,
+    pub(crate) drain: Maybe<Duration>,
+    pub(crate) buffer: Maybe<Bytes>,
+}
+
 /// `64KiB`, `16MiB`, `1GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);
@@ -397,6 +460,7 @@ impl File {
             events: table.one_or_many("events", problems),
             timeout: table.value("timeout", problems),
         });
+        file.tls_offload = entries(&mut top, "tls_offload", problems, tls_offload);
         top.finish(problems);
         file
     }
@@ -407,9 +471,11 @@ fn section<'a>(top: &mut Table<'a>, key: &'static str, problems: &mut Problems) 
     top.node(key).and_then(|node| Table::of(what, node, problems))
 }
 
-/// Between its brackets: `api.client` in `[api]`.
+/// Between its brackets: `api.client` in `[api]`, `tls_offload.certificate` in a `[[tls_offload]]`.
 fn place(within: &Table<'_>, key: &str) -> String {
-    match within.what.strip_prefix('[').and_then(|what| what.strip_suffix(']')) {
+    let one = within.what.strip_prefix('[').and_then(|what| what.strip_suffix(']'));
+    let of_many = within.what.strip_prefix("this [[").and_then(|what| what.strip_suffix("]]"));
+    match of_many.or(one) {
         Some(outer) => format!("{outer}.{key}"),
         None => key.to_owned(),
     }
@@ -457,6 +523,7 @@ fn entries<'a, T>(
     read: impl Fn(&mut Table<'a>, &mut Problems) -> T,
 ) -> Vec<T> {
     let Some(node) = top.node(key) else { return Vec::new() };
+    let key = place(top, key);
     let Some(array) = node.get_ref().as_array() else {
         problems.push(
             wrong_type(node, &format!("a list of [[{key}]]")).help(format!("write `[[{key}]]`, with two brackets")),
@@ -886,6 +953,91 @@ fn webhook(table: &mut Table<'_>, problems: &mut Problems) -> Webhook {
         ca: table.value("ca", problems),
         events: table.one_or_many("events", problems),
         timeout: table.value("timeout", problems),
+    }
+}
+
+fn tls_offload(table: &mut Table<'_>, problems: &mut Problems) -> TlsOffload {
+    TlsOffload {
+        span: table.span.clone(),
+        name: table.needed("name", "\"shop\"", problems),
+        listen: needed_list(table, "listen", "[\"10.0.10.1:443\"]", problems),
+        from: table.one_or_many("from", problems),
+        open_to_wan: table.one_or_many("open_to_wan", problems),
+        certificates: entries(table, "certificate", problems, |table, problems| TlsCertificate {
+            span: table.span.clone(),
+            names: table.one_or_many("names", problems),
+            certificate: table.needed("certificate", "\"/etc/quadway/tls/shop.pem\"", problems),
+            key: table.needed("key", "\"/etc/quadway/tls/shop.key\" or \"credential:shop.key\"", problems),
+            ocsp: table.value("ocsp", problems),
+        }),
+        versions: table.one_or_many("versions", problems),
+        alpn: table.list("alpn", problems),
+        client_ca: table.value("client_ca", problems),
+        client_certificate: table.value("client_certificate", problems),
+        backends: needed_list(table, "backends", "[\"10.0.10.20:8080\"]", problems),
+        balance: table.value("balance", problems),
+        proxy_protocol: table.value("proxy_protocol", problems),
+        backend_tls: inner(table, "backend_tls", problems, |table, problems| BackendTls {
+            ca: table.value("ca", problems),
+            name: table.needed("name", "\"backend.example.org\"", problems),
+        }),
+        health: inner(table, "health", problems, |table, problems| BackendHealth {
+            interval: table.value("interval", problems),
+            timeout: table.value("timeout", problems),
+            rise: table.value("rise", problems),
+            fall: table.value("fall", problems),
+        })
+        .unwrap_or_default(),
+        limits: inner(table, "limits", problems, |table, problems| TlsLimits {
+            connections: table.value("connections", problems),
+            connections_per_source: table.value("connections_per_source", problems),
+            handshakes_per_source: table.value("handshakes_per_source", problems),
+            handshake_burst: table.value("handshake_burst", problems),
+            handshake_timeout: table.value("handshake_timeout", problems),
+            idle_timeout: table.value("idle_timeout", problems),
+            drain: table.value("drain", problems),
+            buffer: table.value("buffer", problems),
+        })
+        .unwrap_or_default(),
+    }
+}
+
+/// One or many, and not none.
+fn needed_list<T: Read>(
+    table: &mut Table<'_>,
+    key: &'static str,
+    example: &str,
+    problems: &mut Problems,
+) -> Maybe<Vec<At<T>>> {
+    if table.node(key).is_none() {
+        problems.push(table.missing(key, example));
+    }
+    table.one_or_many(key, problems)
+}
+
+/// The table a key of another one holds.
+fn inner<'a, T>(
+    table: &mut Table<'a>,
+    key: &'static str,
+    problems: &mut Problems,
+    read: impl FnOnce(&mut Table<'a>, &mut Problems) -> T,
+) -> Option<T> {
+    let mut inner = Table::of(format!("`{key}`"), table.node(key)?, problems)?;
+    let value = read(&mut inner, problems);
+    inner.finish(problems);
+    Some(value)
+}
+
+impl Read for TlsBackend {
+    fn read(node: &Node<'_>, problems: &mut Problems) -> Option<Self> {
+        if !node.get_ref().is_table() {
+            return at(node, problems).map(|address| Self { address, weight: None });
+        }
+        let mut table = Table::of("this backend", node, problems)?;
+        let address = table.needed("address", "\"10.0.10.20:8080\"", problems);
+        let weight = table.value("weight", problems);
+        table.finish(problems);
+        Some(Self { address: address?, weight })
     }
 }
 

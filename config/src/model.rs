@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{
     BitRate, ClientName, EgressName, EventKind, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName,
-    Tier, VlanId, VlanName, WanId, WanName, Weight,
+    Tier, TlsOffloadName, VlanId, VlanName, WanId, WanName, Weight,
 };
 
 /// The whole site.
@@ -50,6 +50,9 @@ pub struct Config {
     pub webhooks: Vec<Webhook>,
     #[serde(default)]
     pub hooks: Vec<Hook>,
+    /// Where the router ends TLS for what is behind it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tls_offload: BTreeMap<TlsOffloadName, TlsOffload>,
 }
 
 impl Config {
@@ -124,6 +127,146 @@ pub enum KnownBy {
     Cn(String),
     /// Its SHA-256, in lower-case hexadecimal digits.
     Fingerprint(String),
+}
+
+/// A place where the router ends TLS and passes the bytes on. Its addresses and ports are in the `input` of whom it is
+/// open to, and of nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsOffload {
+    pub name: TlsOffloadName,
+    /// Addresses of the router.
+    pub listen: Vec<SocketAddr>,
+    pub from: BTreeSet<VlanName>,
+    /// Lines by which everybody outside reaches it.
+    pub open_to_wan: BTreeSet<WanName>,
+    /// At least one. A name is in one of them only, and one at most has no names.
+    pub certificates: Vec<TlsCertificate>,
+    pub versions: BTreeSet<TlsVersion>,
+    /// What may be spoken inside, best first; empty leaves it to client and backend.
+    pub alpn: Vec<String>,
+    /// `None` asks clients for no certificate.
+    pub clients: Option<ClientCertificates>,
+    /// At least one.
+    pub backends: Vec<TlsBackend>,
+    pub balance: BackendBalance,
+    /// Backends are told whom they serve, by a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
+    /// `None` passes the bytes on in the clear.
+    pub backend_tls: Option<BackendTls>,
+    pub health: BackendHealth,
+    pub limits: TlsLimits,
+    pub line: Line,
+}
+
+/// A certificate and for whom it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsCertificate {
+    /// In lower case; `*.example.org` stands for one label more. Empty is shown to whoever names none of the others.
+    pub names: BTreeSet<String>,
+    /// PEM: the certificate, and what is between it and the root.
+    pub certificate: Material,
+    pub key: Material,
+    /// A stapled OCSP response, DER.
+    pub ocsp: Option<PathBuf>,
+}
+
+/// Where something secret, or what belongs to it, is. It is never in the site file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Material {
+    File(PathBuf),
+    /// What `LoadCredential=` of the unit calls that.
+    Credential(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TlsVersion {
+    #[serde(rename = "1.2")]
+    V12,
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientCertificates {
+    /// PEM: who signs them.
+    pub ca: PathBuf,
+    /// Whoever has none is refused.
+    pub required: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsBackend {
+    pub address: SocketAddr,
+    pub weight: Weight,
+}
+
+/// How connections are spread over the backends that are up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendBalance {
+    /// To the one with the fewest for its weight.
+    LeastConnections,
+    /// In turn, by weight.
+    RoundRobin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendTls {
+    /// PEM; `None` trusts the public authorities.
+    pub ca: Option<PathBuf>,
+    /// In the backend's certificate, and in SNI.
+    pub name: String,
+}
+
+/// A backend is asked for a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendHealth {
+    pub interval: Duration,
+    /// A connection that is not there by then failed; also one for a client.
+    pub timeout: Duration,
+    /// Consecutive successes until it is up again.
+    pub rise: u8,
+    /// Consecutive failures until it is down.
+    pub fall: u8,
+}
+
+impl Default for BackendHealth {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1), rise: 2, fall: 3 }
+    }
+}
+
+/// What one `[[tls_offload]]` takes at most. What is beyond is refused, never the connections that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsLimits {
+    pub connections: u32,
+    /// Of one address, or of one IPv6 /64; `None` is any.
+    pub connections_per_source: Option<u32>,
+    /// Handshakes begun a second by one address, or one IPv6 /64, and how many at once.
+    pub handshakes: Rate,
+    /// From the connection to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// Without a byte in either direction.
+    pub idle_timeout: Duration,
+    /// What connections have left to live once their `[[tls_offload]]`, or their right to be, is gone.
+    pub drain: Duration,
+    /// Bytes of one connection that wait here, in each direction, for whoever does not read.
+    pub buffer: u32,
+}
+
+impl Default for TlsLimits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            connections_per_source: None,
+            handshakes: Rate { per_second: 50, burst: 100 },
+            handshake_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_mins(5),
+            drain: Duration::from_mins(1),
+            buffer: 64 << 10,
+        }
+    }
 }
 
 /// The packet path ahead of the kernel's own.

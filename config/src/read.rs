@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::problem::{Problem, Span};
 use crate::suggest::nearest;
-use crate::units::{BitRate, EgressName, HostName, IfName, PolicyName, ServiceName, VlanName, WanName};
+use crate::units::{BitRate, EgressName, HostName, IfName, PolicyName, ServiceName, TlsOffloadName, VlanName, WanName};
 
 /// A value and where it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,6 +297,7 @@ named! {
     ServiceName "the name of a service";
     EgressName "the name of an egress set";
     PolicyName "the name of a policy";
+    TlsOffloadName "the name of a tls_offload";
 }
 
 /// Characters of the operator's text repeated inside a message.

@@ -96,6 +96,11 @@ name!(
     ClientName, "client", 32
 );
 name!(
+    /// A place where the router ends TLS, as in `name = "shop"` of a `[[tls_offload]]`. Short enough to stand in the name
+    /// of a service, `tls_offload/shop`.
+    TlsOffloadName, "tls_offload", 20
+);
+name!(
     /// A choice of lines, as in `[policy.balanced]`.
     PolicyName, "policy", 32
 );

@@ -8,7 +8,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use config::model::{Allow, ApiRole, Config, FastPath, Internet, Kick, PortPath, PortRole, Rate};
+use config::model::{
+    Allow, ApiRole, BackendHealth, Config, FastPath, Internet, Kick, Material, PortPath, PortRole, Rate, TlsLimits,
+};
 use config::units::Family;
 
 const MINIMAL: &str = include_str!("../examples/minimal.toml");
@@ -54,11 +56,7 @@ fn the_fast_path_is_on_unless_the_file_switches_it_off() {
 #[test]
 fn the_api_is_off_unless_written_and_opens_its_own_port_to_its_vlan_only() {
     assert_eq!(site().api, None);
-    let start = SITE.find("# [api]").unwrap();
-    let section = &SITE[start..start + SITE[start..].find("\n\n").unwrap()];
-    let section: Vec<_> = section.lines().map(|line| line.trim_start_matches("# ")).collect();
-    let text = format!("{SITE}\n{}", section.join("\n"));
-    let config = config::parse("site.toml", &text).unwrap_or_else(|problems| panic!("{problems}")).config;
+    let config = site_with("# [api]");
     let api = config.api.unwrap();
     assert_eq!((api.listen.to_string().as_str(), api.vlan.unwrap().as_str()), ("10.10.60.1:8443", "management"));
     let clients: Vec<_> = api.clients.values().map(|client| (client.name.as_str(), client.role)).collect();
@@ -76,6 +74,23 @@ fn the_api_is_off_unless_written_and_opens_its_own_port_to_its_vlan_only() {
         } else {
             assert!(opened.is_empty(), "{opened:?}");
         }
+    }
+}
+
+#[test]
+fn a_tls_offload_opens_its_addresses_to_its_vlans_only() {
+    let (before, config) = (site(), site_with("# [[tls_offload]]"));
+    let offload = config.tls_offload.values().next().unwrap();
+    assert_eq!((offload.listen.len(), offload.backends[1].weight.get()), (2, 2));
+    assert_eq!(offload.limits, TlsLimits { connections_per_source: Some(1000), ..TlsLimits::default() });
+    assert_eq!(offload.health, BackendHealth::default());
+    let [certificate] = offload.certificates.as_slice() else { panic!("{:?}", offload.certificates) };
+    assert_eq!(certificate.key, Material::Credential("apps.key".to_owned()));
+    for vlan in config.vlans.values() {
+        let opened = vlan.input.iter().filter(|permit| !before.vlans[&vlan.name].input.contains(permit));
+        let opened: Vec<_> = opened.map(|permit| (permit.service.as_str(), &permit.ports.tcp)).collect();
+        let wanted = if ["app", "dmz"].contains(&vlan.name.as_str()) { 2 } else { 0 };
+        assert_eq!(opened, vec![("tls_offload/apps", &vec![443..=443]); wanted], "{}", vlan.name);
     }
 }
 
@@ -336,6 +351,18 @@ fn five_thousand_rules_are_read_in_good_time() {
     let parsed = config::parse("large.toml", &text).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(parsed.config.cells.len(), 5_000);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+/// With a section of the example out of its comment.
+fn site_with(section: &str) -> Config {
+    let section = SITE.find(section).and_then(|start| SITE[start..].split("\n\n").next());
+    let section: Vec<_> = section
+        .unwrap_or_else(|| panic!("it is not there"))
+        .lines()
+        .map(|line| line.trim_start_matches("# "))
+        .collect();
+    let text = format!("{SITE}\n{}", section.join("\n"));
+    config::parse("site.toml", &text).unwrap_or_else(|problems| panic!("{problems}")).config
 }
 
 fn site() -> Config {

@@ -138,6 +138,7 @@ pub(crate) fn site() -> Config {
         syslog: Vec::new(),
         webhooks: Vec::new(),
         hooks: Vec::new(),
+        tls_offload: BTreeMap::new(),
     }
 }
 

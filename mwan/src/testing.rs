@@ -144,6 +144,7 @@ pub(crate) fn site(wans: u8) -> Config {
         syslog: Vec::new(),
         webhooks: Vec::new(),
         hooks: Vec::new(),
+        tls_offload: BTreeMap::new(),
     }
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn config() -> Config {
         syslog: Vec::new(),
         webhooks: Vec::new(),
         hooks: Vec::new(),
+        tls_offload: BTreeMap::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::{Check, Owner, Seen};
+use super::{Check, Owner, Seen, Set};
 use crate::file::{self, ServiceRef};
 use crate::model::{AddressSet, Api, ApiClient, ApiRole, KnownBy, Permit, PortSet, Vlan, Wan};
 use crate::problem::{Problem, Span};
@@ -23,7 +23,7 @@ impl Check<'_> {
         let client_ca = self.api_file(written.client_ca.as_ref());
         let clients = self.api_clients(written);
         let (listen, span) = listen?;
-        self.api_and_metrics(listen, &span);
+        self.beside_metrics("the API", listen, &span);
         let vlan = match self.api_vlan(listen, &span, vlans) {
             Ok(vlan) => vlan,
             Err(problem) => {
@@ -31,9 +31,10 @@ impl Check<'_> {
                 return None;
             }
         };
-        self.api_elsewhere(listen, &span, vlan.as_ref(), vlans, wans);
+        let listener = Listener { who: "the API", listen, span: &span };
+        self.reached_elsewhere(&listener, &vlan.iter().collect(), &Set::new(), vlans, wans);
         if let Some(vlan) = vlan.as_ref().and_then(|name| vlans.get_mut(name)) {
-            vlan.input.extend(opening(listen));
+            vlan.input.extend(opening(listen, SERVICE));
         }
         Some(Api { listen, vlan, certificate: certificate?, key: key?, client_ca: client_ca?, clients })
     }
@@ -180,13 +181,13 @@ impl Check<'_> {
         Err(problem)
     }
 
-    fn api_and_metrics(&mut self, listen: SocketAddr, span: &Span) {
+    pub(super) fn beside_metrics(&mut self, who: &str, listen: SocketAddr, span: &Span) {
         let Some(at) = &self.file.router.metrics else { return };
         let Ok(metrics) = at.value.parse::<SocketAddr>() else { return };
         if metrics.port() == listen.port() && (metrics.ip() == listen.ip() || metrics.ip().is_unspecified()) {
             self.push(
-                Problem::error("the API and the metrics listen at the same place")
-                    .at(span, "the API listens here")
+                Problem::error(format!("{who} and the metrics listen at the same place"))
+                    .at(span, format!("{who} listens here"))
                     .at(&at.span, "and the metrics here")
                     .help("give one of them another port"),
             );
@@ -194,24 +195,25 @@ impl Check<'_> {
     }
 
     /// Any other way to the port would open the listener, too: it answers whoever reaches the address.
-    fn api_elsewhere(
+    pub(super) fn reached_elsewhere(
         &mut self,
-        listen: SocketAddr,
-        span: &Span,
-        own: Option<&VlanName>,
+        listener: &Listener<'_>,
+        own: &Set<&VlanName>,
+        lines: &Set<&WanName>,
         vlans: &BTreeMap<VlanName, Vlan>,
         wans: &BTreeMap<WanName, Wan>,
     ) {
+        let Listener { who: listener_name, listen, span } = *listener;
         let admits = |permit: &&Permit| {
             (permit.ports.protocols.contains(&TCP)
                 || permit.ports.tcp.iter().any(|range| range.contains(&listen.port())))
                 && permit.hosts.as_ref().is_none_or(|hosts| hosts.contains(listen.ip()))
         };
         let mut found = Vec::new();
-        let inputs = self.file.vlans.iter().filter(|vlan| Some(&vlan.name.value) != own).map(|vlan| {
+        let inputs = self.file.vlans.iter().filter(|vlan| !own.contains(&vlan.name.value)).map(|vlan| {
             (format!("VLAN `{}`", vlan.name.value), &vlan.input, vlans.get(&vlan.name.value).map(|vlan| &vlan.input))
         });
-        let lines = self.file.wans.iter().map(|wan| {
+        let lines = self.file.wans.iter().filter(|wan| !lines.contains(&wan.name.value)).map(|wan| {
             (format!("WAN `{}`", wan.name.value), &wan.input, wans.get(&wan.name.value).map(|wan| &wan.input))
         });
         for (who, written, checked) in inputs.chain(lines) {
@@ -221,25 +223,34 @@ impl Check<'_> {
                 ServiceRef::Named(name) | ServiceRef::Inline(name, _) => *name == permit.service,
             });
             found.push(
-                Problem::error(format!("{who} would reach the API"))
+                Problem::error(format!("{who} would reach {listener_name}"))
                     .at(item.map_or(&written.span, |at| &at.span), format!("this lets tcp/{} in", listen.port()))
-                    .at(span, "the API listens here")
-                    .help("give the API a port that nothing else has, or leave this out of `input`"),
+                    .at(span, format!("{listener_name} listens here"))
+                    .help(format!("give {listener_name} a port that nothing else has, or leave this out of `input`")),
             );
         }
         self.problems.extend(found);
     }
 }
 
+/// Something of the router that listens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listener<'a> {
+    /// As a message names it.
+    pub(super) who: &'a str,
+    pub(super) listen: SocketAddr,
+    pub(super) span: &'a Span,
+}
+
 /// Exactly the listener: its address, its port.
-fn opening(listen: SocketAddr) -> Option<Permit> {
+pub(super) fn opening(listen: SocketAddr, service: &str) -> Option<Permit> {
     let mut ports = PortSet::default();
     ports.tcp.push(listen.port()..=listen.port());
     let hosts = match listen.ip() {
         std::net::IpAddr::V4(own) => AddressSet::of(vec![own..=own], Vec::new()),
         std::net::IpAddr::V6(own) => AddressSet::of(Vec::new(), vec![own..=own]),
     };
-    let service: ServiceName = SERVICE.parse().ok()?;
+    let service: ServiceName = service.parse().ok()?;
     Some(Permit { service, ports, hosts: Some(hosts) })
 }
 

@@ -269,7 +269,7 @@ fn is_here(host: &str) -> bool {
 }
 
 /// A name of a machine, as it can stand in a certificate.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len()) && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
