@@ -334,14 +334,14 @@ pub(crate) fn openings<'c>(
             config.vlans.get(vlan).map_or_else(Vec::new, |vlan| egress(config, vlan))
         }
         (Zone::Vlan(name), Zone::Router) => {
-            config.vlans.get(name).map_or_else(Vec::new, |vlan| input(&vlan.input, from, vlan.input_line))
+            config.vlans.get(name).map_or_else(Vec::new, |vlan| input(config, &vlan.input, from, vlan.input_line))
         }
-        (Zone::Wan(name), Zone::Router) => config.wans.get(name).map_or_else(Vec::new, wan_input),
+        (Zone::Wan(name), Zone::Router) => config.wans.get(name).map_or_else(Vec::new, |wan| wan_input(config, wan)),
         (Zone::Internet, Zone::Router) => {
             let at = |wan: &&Wan| wan.addressing.addresses.iter().any(|net| Some(net.addr()) == destination);
             match config.wans.values().find(at) {
-                Some(wan) => wan_input(wan),
-                None => config.wans.values().flat_map(wan_input).collect(),
+                Some(wan) => wan_input(config, wan),
+                None => config.wans.values().flat_map(|wan| wan_input(config, wan)).collect(),
             }
         }
         (Zone::Wan(_) | Zone::Internet, Zone::Vlan(_) | Zone::Wan(_) | Zone::Internet) => Vec::new(),
@@ -419,18 +419,28 @@ fn egress<'c>(config: &'c Config, vlan: &'c Vlan) -> Vec<Opening<'c>> {
     }
 }
 
-fn input<'c>(permits: &'c [Permit], from: &Zone, line: Line) -> Vec<Opening<'c>> {
+fn input<'c>(config: &Config, permits: &'c [Permit], from: &Zone, line: Line) -> Vec<Opening<'c>> {
+    // What a `[[tls_offload]]` opened is not to be found in `input`.
+    let written = |service: &ServiceName| {
+        let mut offloads = config.tls_offload.values();
+        let its = service.as_str().strip_prefix("tls_offload/")?;
+        offloads.find(|offload| offload.name.as_str() == its).map(|offload| offload.line)
+    };
     let opening = |permit: &'c Permit| Opening {
         source: None,
         destination: permit.hosts.as_ref().map(Cow::Borrowed),
         ports: Some(Cow::Borrowed(&permit.ports)),
-        reason: Reason::Input { from: from.clone(), service: permit.service.clone(), line },
+        reason: Reason::Input {
+            from: from.clone(),
+            service: permit.service.clone(),
+            line: written(&permit.service).unwrap_or(line),
+        },
     };
     permits.iter().map(opening).collect()
 }
 
-fn wan_input(wan: &Wan) -> Vec<Opening<'_>> {
-    input(&wan.input, &Zone::Wan(wan.name.clone()), wan.line)
+fn wan_input<'c>(config: &Config, wan: &'c Wan) -> Vec<Opening<'c>> {
+    input(config, &wan.input, &Zone::Wan(wan.name.clone()), wan.line)
 }
 
 fn refusal(config: &Config, from: &Zone, to: &Zone) -> Reason {

@@ -9,6 +9,7 @@ use config::units::Family;
 use mwan::Links;
 use mwan::compile::{compile, unresolved};
 use mwan::decide::Decision;
+use mwan::explain::{Question, explain};
 use mwan::links::LinkFacts;
 use mwan::script::{Inventory, close_door_script};
 use mwan::state::{BUCKETS, BucketKey, Buckets, FlowClass, KernelState, RulesetState, Slot};
@@ -54,6 +55,48 @@ fn the_api_opens_its_own_address_and_port_to_its_vlan_and_nothing_to_anybody_els
     let text = include_str!("../../../config/examples/minimal.toml");
     let api = "[api]\nlisten = \"10.0.20.1:8443\"\ncertificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/a\"\n\
                [api.client.alice]\nrole = \"operator\"\ncn = \"alice\"\n";
+    assert_eq!(added(text, api), ["in_20: ip daddr { 10.0.20.1 } tcp dport { 8443 } accept"]);
+}
+
+#[test]
+fn a_place_where_tls_ends_is_open_to_the_vlans_and_lines_it_names_and_to_nobody_else() {
+    let text = include_str!("../../../config/examples/minimal.toml");
+    let offload = |reach: &str| {
+        format!(
+            "[[tls_offload]]\nname = \"shop\"\n{reach}\nbackends = [\"10.0.10.9:80\"]\n\
+             [[tls_offload.certificate]]\ncertificate = \"/c\"\nkey = \"/k\"\n"
+        )
+    };
+    let own = offload("listen = \"10.0.20.1:443\"");
+    assert_eq!(added(text, &own), ["in_20: ip daddr { 10.0.20.1 } tcp dport { 443 } accept"]);
+    let other = offload("listen = [\"10.0.20.1:443\", \"10.0.20.1:8443\"]\nfrom = \"office\"");
+    assert_eq!(added(text, &other), ["in_10: ip daddr { 10.0.20.1 } tcp dport { 443, 8443 } accept"]);
+    let site = parsed(text);
+    let wan = site.wans.values().next().unwrap();
+    let address = wan.addressing.addresses[0].addr();
+    let line = offload(&format!("listen = \"{address}:443\"\nopen_to_wan = [\"{}\"]", wan.name));
+    let opened = format!("win_{}: ip daddr {{ {address} }} tcp dport {{ 443 }} accept", wan.id);
+    assert_eq!(added(text, &line), [opened]);
+}
+
+#[test]
+fn an_explanation_names_the_tls_offload_and_its_line() {
+    let text = include_str!("../../../config/examples/minimal.toml");
+    let offload = "[[tls_offload]]\nname = \"shop\"\nlisten = \"10.0.20.1:443\"\nfrom = \"office\"\n\
+                   backends = [\"10.0.10.9:80\"]\n[[tls_offload.certificate]]\ncertificate = \"/c\"\nkey = \"/k\"\n";
+    let site = parsed(&format!("{text}{offload}"));
+    let line = site.tls_offload.values().next().unwrap().line;
+    let asked = |source: &str, port: &str| {
+        let question = Question::read(&site, source, "10.0.20.1", port, None).unwrap();
+        explain(&site, &even(&site), &question).because
+    };
+    assert_eq!(asked("10.0.10.7", "tcp/443"), format!("input of office, service tls_offload/shop ({line})"));
+    assert!(asked("10.0.10.7", "tcp/444").contains("default deny"));
+    assert!(asked("10.0.20.7", "tcp/443").contains("default deny"));
+}
+
+/// The rules that a site has for these words at its end; none goes for them.
+fn added(text: &str, more: &str) -> Vec<String> {
     let rules = |text: &str| {
         let site = parsed(text);
         let state = compile(&site, &even(&site), &Links::default());
@@ -62,10 +105,9 @@ fn the_api_opens_its_own_address_and_port_to_its_vlan_and_nothing_to_anybody_els
         let generation = |rule: &String| !rule.starts_with("gen_");
         ruleset.chains.into_iter().flat_map(named).filter(generation).collect::<BTreeSet<_>>()
     };
-    let (without, with) = (rules(text), rules(&format!("{text}{api}")));
+    let (without, with) = (rules(text), rules(&format!("{text}{more}")));
     assert!(without.is_subset(&with), "{:?}", without.difference(&with));
-    let opened: Vec<_> = with.difference(&without).map(String::as_str).collect();
-    assert_eq!(opened, ["in_20: ip daddr { 10.0.20.1 } tcp dport { 8443 } accept"]);
+    with.difference(&without).cloned().collect()
 }
 
 #[test]
