@@ -190,6 +190,16 @@ impl Engine {
 
     /// A signature over `message`, as TLS wants it: for ECDSA in DER.
     pub fn sign(&self, key: &PrivateKey, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(self.sign_and_tell(key, scheme, message)?.0)
+    }
+
+    /// The same, and why the CPU did it; none if a backend did.
+    pub fn sign_and_tell(
+        &self,
+        key: &PrivateKey,
+        scheme: Scheme,
+        message: &[u8],
+    ) -> Result<(Vec<u8>, Option<Reason>), Error> {
         match (key, scheme) {
             (PrivateKey::Rsa(key), Scheme::RsaPkcs1(hash) | Scheme::RsaPss(hash)) => {
                 let digest = hash.digest(message).map_err(openssl("a digest"))?;
@@ -198,8 +208,8 @@ impl Engine {
                 } else {
                     encoding::pkcs1(hash, &digest, key.size())
                 };
-                let output = self.run(Work::RsaPrivate { key: Arc::clone(key), input: Zeroizing::new(input) })?;
-                Ok(bytes(output.output).to_vec())
+                let done = self.run(Work::RsaPrivate { key: Arc::clone(key), input: Zeroizing::new(input) })?;
+                Ok((bytes(done.output).to_vec(), done.fallback))
             }
             (PrivateKey::Ec(key), Scheme::Ecdsa(hash)) => {
                 let mut digest = hash.digest(message).map_err(openssl("a digest"))?;
@@ -208,7 +218,7 @@ impl Engine {
                 let Output::Signature { r, s } = done.output else { unreachable!("a signature gives a signature") };
                 let encode =
                     || EcdsaSig::from_private_components(BigNum::from_slice(&r)?, BigNum::from_slice(&s)?)?.to_der();
-                encode().map_err(openssl("the DER of a signature"))
+                Ok((encode().map_err(openssl("the DER of a signature"))?, done.fallback))
             }
             (PrivateKey::Rsa(_), Scheme::Ecdsa(_)) | (PrivateKey::Ec(_), Scheme::RsaPkcs1(_) | Scheme::RsaPss(_)) => {
                 Err(Error::Scheme { scheme })
