@@ -1,7 +1,7 @@
 # Quadway: lab shows it, test proves it. Both run as root on Debian 12 or 13 with rustup's stable toolchain.
 
 ROOT := $(CURDIR)/target/lab/root-trixie
-PACKAGES := build-essential debian-archive-keyring ethtool iproute2 iputils-ping libssl-dev mmdebstrap pkg-config tmux \
+PACKAGES := build-essential curl debian-archive-keyring ethtool iproute2 iputils-ping libssl-dev mmdebstrap openssl pkg-config tmux \
     util-linux
 GUEST_PACKAGES := $(PACKAGES) e2fsprogs qemu-system-x86 xz-utils
 # `make lab CARGO_FLAGS=--release` plays with the fast binaries.

@@ -1,6 +1,6 @@
 //! The one protocol that routerctl and scripts speak with routerd: JSON lines over a unix socket, or HTTPS.
 
-mod certificate;
+pub(crate) mod certificate;
 pub mod client;
 pub mod https;
 pub mod journal;

@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use config::Config;
-use config::model::{Api, Hook, Identity, Secret, Syslog, Tls, Webhook};
+use config::model::{Api, Hook, Identity, Material, Secret, Syslog, Tls, TlsCertificate, Webhook};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,17 @@ pub fn files(config: &Config) -> BTreeSet<String> {
         paths.extend(ca);
     }
     paths.extend(config.hooks.iter().map(|Hook { run, events: _, timeout: _, line: _ }| run));
+    for offload in config.tls_offload.values() {
+        for TlsCertificate { certificate, key, ocsp, names: _ } in &offload.certificates {
+            paths.extend([certificate, key].into_iter().filter_map(|material| match material {
+                Material::File(path) => Some(path),
+                Material::Credential(_) => None,
+            }));
+            paths.extend(ocsp);
+        }
+        paths.extend(offload.clients.as_ref().map(|clients| &clients.ca));
+        paths.extend(offload.backend_tls.as_ref().and_then(|tls| tls.ca.as_ref()));
+    }
     paths.into_iter().map(|path| path.display().to_string()).collect()
 }
 

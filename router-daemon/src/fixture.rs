@@ -22,6 +22,9 @@ use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, FastPort, Fed, LineCount, LinkCount};
 use crate::event_log::{self, Denied, Logged, packet};
 use crate::outside::OutletLine;
+use crate::service::tls_offload::{
+    BackendLine, CertificateLine, HandshakeCount, ListenLine, OffloadLine, SignatureCount,
+};
 
 pub(crate) fn config() -> Config {
     let vlans = [vlan("dev", 50, Internet::None, 10), vlan("compute", 60, Internet::Sets(BTreeSet::new()), 20)];
@@ -270,6 +273,45 @@ pub(crate) fn counters() -> Counters {
             fed: Fed::default(),
         },
     }
+}
+
+/// One with everything there is to tell.
+pub(crate) fn tls_offload() -> Vec<OffloadLine> {
+    let handshakes = [("1.2", "full", 1), ("1.3", "full", 7), ("1.3", "resumed", 30)];
+    let handshakes = handshakes.map(|(version, kind, count)| HandshakeCount {
+        version: version.to_owned(),
+        kind: kind.to_owned(),
+        count,
+    });
+    let backend = |address: &str, up: bool| BackendLine {
+        address: address.to_owned(),
+        up,
+        connections: 2,
+        served: 19,
+        failed: u64::from(!up) * 3,
+        trouble: (!up).then(|| "cannot connect: Connection refused (os error 111)".to_owned()),
+    };
+    vec![OffloadLine {
+        name: "shop".to_owned(),
+        listen: vec![ListenLine { address: "10.0.10.1:443".to_owned(), trouble: None }],
+        open_to_wan: vec!["wan1".to_owned()],
+        trouble: Some("/etc/quadway/tls/shop.key cannot be read: No such file or directory (os error 2)".to_owned()),
+        certificates: vec![CertificateLine {
+            names: vec!["shop.example.org".to_owned()],
+            expires: Some(978_307_200),
+            expired: true,
+        }],
+        connections: 4,
+        connections_limit: 10_000,
+        accepted: 40,
+        handshakes: handshakes.into(),
+        refused: BTreeMap::from([("handshake-rate".to_owned(), 3), ("unknown-name".to_owned(), 2)]),
+        received_bytes: 12_000,
+        sent_bytes: 340_000,
+        backends: vec![backend("10.0.10.20:8080", true), backend("10.0.10.21:8080", false)],
+        signatures: vec![SignatureCount { engine: "cpu".to_owned(), fallback: "no-device".to_owned(), count: 8 }],
+        kernel_tls: "not used".to_owned(),
+    }]
 }
 
 /// A collector that is away.

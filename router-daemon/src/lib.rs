@@ -24,6 +24,7 @@ pub mod passive;
 pub mod probe;
 pub mod reconcile;
 mod resolve;
+pub mod service;
 pub mod session;
 pub mod shell;
 pub mod simulate;

@@ -72,6 +72,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
         fast_path(&mut page, status);
     }
     outlets(&mut page, status);
+    tls_offload(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
     text::encode(&mut openmetrics, &page.0)?;
@@ -228,6 +229,102 @@ fn outlets(page: &mut Page, status: &Status) {
         "quadway_outlet_waiting",
         "Messages about events that have not been taken yet",
         each().map(|(of, outlet)| (of, number(outlet.waiting))),
+    );
+}
+
+fn tls_offload(page: &mut Page, status: &Status) {
+    let each = || status.tls_offload.iter().map(|offload| (("offload", offload.name.clone()), offload));
+    page.gauges(
+        "quadway_tls_offload_ready",
+        "1 if clients are served as the site file and its files are",
+        each().map(|(of, offload)| {
+            let well = offload.trouble.is_none() && offload.listen.iter().all(|listen| listen.trouble.is_none());
+            (vec![of], truth(well))
+        }),
+    );
+    page.gauges(
+        "quadway_tls_offload_connections",
+        "Connections of clients",
+        each().map(|(of, offload)| (vec![of], f64::from(offload.connections))),
+    );
+    page.counters(
+        "quadway_tls_offload_accepted",
+        "Connections that the limits let in",
+        each().map(|(of, offload)| (vec![of], offload.accepted)),
+    );
+    page.counters(
+        "quadway_tls_offload_handshakes",
+        "Handshakes that came to their end, by version of TLS; a resumed one needs no signature",
+        each().flat_map(|(of, offload)| {
+            offload.handshakes.iter().map(move |count| {
+                let labels = vec![("kind", count.kind.clone()), of.clone(), ("version", count.version.clone())];
+                (labels, count.count)
+            })
+        }),
+    );
+    page.counters(
+        "quadway_tls_offload_refused",
+        "Connections that were not served, by reason",
+        each().flat_map(|(of, offload)| {
+            offload.refused.iter().map(move |(why, count)| (vec![of.clone(), ("reason", why.clone())], *count))
+        }),
+    );
+    page.counters(
+        "quadway_tls_offload_received_bytes",
+        "Bytes of clients that were passed on, without TLS's own",
+        each().map(|(of, offload)| (vec![of], offload.received_bytes)),
+    );
+    page.counters(
+        "quadway_tls_offload_sent_bytes",
+        "Bytes of backends that were passed on, without TLS's own",
+        each().map(|(of, offload)| (vec![of], offload.sent_bytes)),
+    );
+    page.counters(
+        "quadway_tls_offload_signatures",
+        "Signatures of handshakes, by who made them and, where that is not the device, why",
+        each().flat_map(|(of, offload)| {
+            offload.signatures.iter().map(move |made| {
+                let labels = vec![("engine", made.engine.clone()), ("fallback", made.fallback.clone()), of.clone()];
+                (labels, made.count)
+            })
+        }),
+    );
+    page.gauges(
+        "quadway_tls_offload_certificate_expiry_timestamp_seconds",
+        "When a certificate expires, in seconds since 1970; its first name, or nothing for the one without names",
+        each().flat_map(|(of, offload)| {
+            offload.certificates.iter().filter_map(move |certificate| {
+                let name = certificate.names.first().cloned().unwrap_or_default();
+                #[expect(clippy::cast_precision_loss, reason = "seconds of a calendar are far below 2^52")]
+                Some((vec![("name", name), of.clone()], certificate.expires? as f64))
+            })
+        }),
+    );
+    let backends = || {
+        each().flat_map(|(of, offload)| {
+            let labels = move |address: &str| vec![("backend", address.to_owned()), of.clone()];
+            offload.backends.iter().map(move |backend| (labels(&backend.address), backend))
+        })
+    };
+    page.gauges(
+        "quadway_tls_offload_backend_up",
+        "1 if connections are given to this backend",
+        backends().map(|(of, backend)| (of, truth(backend.up))),
+    );
+    page.gauges(
+        "quadway_tls_offload_backend_connections",
+        "Connections that this backend has",
+        backends().map(|(of, backend)| (of, f64::from(backend.connections))),
+    );
+    page.counters(
+        "quadway_tls_offload_backend_served",
+        "Connections that this backend was given",
+        backends().map(|(of, backend)| (of, backend.served)),
+    );
+    page.counters(
+        "quadway_tls_offload_backend_failures",
+        "Checks of this backend, and connections to it, that failed",
+        backends().map(|(of, backend)| (of, backend.failed)),
     );
 }
 
@@ -781,7 +878,8 @@ mod tests {
     }
 
     fn fixture_status() -> Status {
-        Status { outlets: fixture::outlets(), ..status::of(&fixture::view(), &Ok(fixture::counters())) }
+        let (outlets, tls_offload) = (fixture::outlets(), fixture::tls_offload());
+        Status { outlets, tls_offload, ..status::of(&fixture::view(), &Ok(fixture::counters())) }
     }
 
     async fn free_address() -> SocketAddr {

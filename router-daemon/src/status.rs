@@ -19,6 +19,7 @@ use crate::api::https::Listener;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
 use crate::outside::OutletLine;
+use crate::service::tls_offload::OffloadLine;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
@@ -65,6 +66,9 @@ pub struct Status {
     /// Who is told what changes.
     #[serde(default)]
     pub outlets: Vec<OutletLine>,
+    /// Where the router ends TLS.
+    #[serde(default)]
+    pub tls_offload: Vec<OffloadLine>,
 }
 
 /// A cell of the matrix that is audited.
@@ -242,6 +246,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         ports: Vec::new(),
         entries: Vec::new(),
         outlets: Vec::new(),
+        tls_offload: Vec::new(),
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());
@@ -495,7 +500,13 @@ impl fmt::Display for Status {
         self.troubles(f)?;
         self.wan_table(f)?;
         self.policy_table(f)?;
-        self.vlan_table(f)
+        self.vlan_table(f)?;
+        for (first, below) in self.tls_offload.iter().map(OffloadLine::summary) {
+            writeln!(f)?;
+            note(f, 0, &first)?;
+            below.iter().try_for_each(|line| note(f, 2, line))?;
+        }
+        Ok(())
     }
 }
 
@@ -531,6 +542,9 @@ impl Status {
                 let OutletLine { kind, to, waiting, dropped, .. } = outlet;
                 note(f, 2, &format!("{kind} {to}: {trouble} ({waiting} events wait, {dropped} dropped)"))?;
             }
+        }
+        for told in self.tls_offload.iter().flat_map(OffloadLine::troubles) {
+            note(f, 2, &told)?;
         }
         if self.applies.drift_repaired > 0 {
             writeln!(f, "  changed by somebody else and put right: {} times", self.applies.drift_repaired)?;
@@ -764,7 +778,8 @@ mod tests {
 
     #[test]
     fn the_page_reads_well_on_80_columns() {
-        let page = of(&fixture::view(), &Ok(fixture::counters())).to_string();
+        let page = of(&fixture::view(), &Ok(fixture::counters()));
+        let page = Status { tls_offload: fixture::tls_offload(), ..page }.to_string();
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         insta::assert_snapshot!(page);
     }

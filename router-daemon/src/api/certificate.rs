@@ -57,17 +57,17 @@ pub(super) fn load(api: &Api) -> Result<Loaded, String> {
 
 /// What a certificate says of its owner.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Presented {
-    pub(super) fingerprint: String,
+pub(crate) struct Presented {
+    pub(crate) fingerprint: String,
     /// Its DNS names, without those that stand for others (`*.example`), and its URIs.
-    pub(super) sans: Vec<String>,
+    pub(crate) sans: Vec<String>,
     /// The common name, where there is exactly one.
-    pub(super) cn: Option<String>,
+    pub(crate) cn: Option<String>,
 }
 
 impl Presented {
     /// The verifier has accepted it; one that cannot be read is still known by its fingerprint.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Self {
         let fingerprint = ebpf::digest(certificate);
         let Ok(read) = webpki::EndEntityCert::try_from(certificate) else {
             return Self { fingerprint, ..Self::default() };
@@ -90,7 +90,7 @@ impl Presented {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let (bytes, _) = contents(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match all {
@@ -100,7 +100,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let (bytes, mode) = contents(path)?;
     if mode & 0o777 & !0o640 != 0 {
         let path = path.display();
@@ -112,7 +112,7 @@ fn key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
 }
 
 /// With the file's mode. What is no file, such as a pipe nobody writes to, is not waited for.
-fn contents(path: &Path) -> Result<(Vec<u8>, u32), String> {
+pub(crate) fn contents(path: &Path) -> Result<(Vec<u8>, u32), String> {
     let fails = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fails)?;
     let facts = file.metadata().map_err(fails)?;
@@ -152,7 +152,7 @@ fn common_name(mut name: &[u8]) -> Option<String> {
 }
 
 /// The contents of the DER element of this kind at the beginning, and what follows it.
-fn element(bytes: &[u8], kind: u8) -> Option<(&[u8], &[u8])> {
+pub(crate) fn element(bytes: &[u8], kind: u8) -> Option<(&[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
     let (length, rest) = match first {

@@ -53,6 +53,7 @@ use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::kernel::trace::Tracer;
 use crate::outside::Outlets;
+use crate::service::tls_offload::Offloads;
 use crate::status::{self, Status};
 use crate::talkers::MOST_TOLD;
 
@@ -77,6 +78,7 @@ pub struct Core {
     pub outlets: Outlets,
     /// `None` follows no packets.
     pub tracer: Option<Tracer>,
+    pub tls_offload: Offloads,
 }
 
 impl Core {
@@ -95,6 +97,7 @@ impl Core {
             https: watch::channel(None).1,
             outlets: Outlets::default(),
             tracer: None,
+            tls_offload: Offloads::default(),
         }
     }
 }
@@ -245,6 +248,7 @@ impl Core {
         let mut status = status::of(&self.view().await?, &counters);
         status.https.clone_from(&self.https.borrow());
         status.outlets = self.outlets.lines();
+        status.tls_offload = self.tls_offload.lines();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
     }

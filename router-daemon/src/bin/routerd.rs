@@ -27,6 +27,7 @@ use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, 
 use router_daemon::outside::{self, Ending, Outlets, Surroundings};
 use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
+use router_daemon::service::tls_offload::{self, Offloads};
 use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -184,6 +185,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let surroundings =
         Surroundings { state: arguments.state.clone(), denied: denied.clone(), outlets: outlets.clone() };
     tasks.spawn(outside::run(config_in_force.clone(), happenings.follow(), surroundings, alive));
+    let offloads = Offloads::default();
+    tls_offload::start(config_in_force.clone(), offloads.clone()).context("cannot start the thread of TLS offload")?;
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
@@ -216,6 +219,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         happenings: happenings.clone(),
         https: listener,
         outlets,
+        tls_offload: offloads,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
     let access = Access::of_system();

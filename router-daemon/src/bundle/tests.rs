@@ -190,12 +190,33 @@ secret = "/etc/quadway/webhook.secret"
 [[hook]]
 run    = "/etc/quadway/hooks/page"
 events = ["outage"]
+
+[[tls_offload]]
+name        = "shop"
+listen      = "10.0.10.1:443"
+backends    = ["10.0.10.20:8080"]
+client_ca   = "/etc/quadway/tls/clients.pem"
+backend_tls = { ca = "/etc/quadway/tls/backends.pem", name = "shop.internal" }
+[[tls_offload.certificate]]
+certificate = "/etc/quadway/tls/shop.pem"
+key         = "credential:shop.key"
+ocsp        = "/etc/quadway/tls/shop.ocsp"
 "#
     );
     let (_, manifest) = made(&text, &[]).unwrap();
     let named: Vec<_> = manifest.files.iter().map(String::as_str).collect();
-    let right =
-        ["ca.pem", "hooks/page", "log.key", "log.pem", "webhook.secret"].map(|name| format!("/etc/quadway/{name}"));
+    let right = [
+        "ca.pem",
+        "hooks/page",
+        "log.key",
+        "log.pem",
+        "tls/backends.pem",
+        "tls/clients.pem",
+        "tls/shop.ocsp",
+        "tls/shop.pem",
+        "webhook.secret",
+    ]
+    .map(|name| format!("/etc/quadway/{name}"));
     assert_eq!(named, right);
     assert_eq!(missing(&["/".to_owned(), "/nonexistent".to_owned()].into()), ["/nonexistent"]);
 }

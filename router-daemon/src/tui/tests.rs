@@ -523,6 +523,7 @@ fn status(second: u64) -> Status {
             outlet("syslog", "10.40.0.10:6514 over TLS", None),
             outlet("webhook", "https://oncall.example/quadway", Some("it does not answer; trying again in 40s")),
         ],
+        tls_offload: Vec::new(),
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))
