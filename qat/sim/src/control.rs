@@ -28,6 +28,8 @@ pub enum Fault {
     Hang,
     /// Milliseconds from RESTARTING to RESTARTED.
     Restart,
+    /// Instances, by bits, whose answers to X25519 have a bit turned over.
+    WrongX25519,
 }
 
 /// What it counts.
@@ -160,7 +162,7 @@ extern "C" fn qat_sim_reset(instance: u32) {
     device::get().reset(instance as usize);
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Latency,
     Fault::Jitter,
     Fault::Retry,
@@ -169,4 +171,5 @@ const FAULTS: [Fault; 8] = [
     Fault::Fail,
     Fault::Hang,
     Fault::Restart,
+    Fault::WrongX25519,
 ];

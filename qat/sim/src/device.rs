@@ -31,7 +31,7 @@ pub(crate) struct Device {
     instances: [Instance; INSTANCES],
     /// What the device owns, by request.
     owned: Mutex<BTreeMap<u64, Owned>>,
-    faults: [AtomicU64; 8],
+    faults: [AtomicU64; 9],
     counts: [AtomicU64; 16],
     dice: AtomicU64,
     ids: AtomicU64,
@@ -272,14 +272,14 @@ impl Device {
             }
             let Some(request) = ring.waiting.pop_front() else { continue };
             drop(ring);
-            let (status, valid) = self.work(&request);
+            let (status, valid) = self.work(index, &request);
             ring = lock(&instance.ring);
             let status = if request.epoch == ring.epoch { status } else { CPA_STATUS_FAIL };
             ring.done.push_back(Done { request, status, valid });
         }
     }
 
-    fn work(&self, request: &Request) -> (CpaStatus, bool) {
+    fn work(&self, index: usize, request: &Request) -> (CpaStatus, bool) {
         if sum(&request.submission) != request.sum {
             self.tally(Count::Touched);
         }
@@ -298,7 +298,10 @@ impl Device {
             // SAFETY: the region is the caller's until it is called back, and pinned memory is never unmapped.
             unsafe { region.write(&bytes) };
         }
-        if let Some(region) = outputs.first().filter(|region| valid && region.len > 0 && self.strikes(Fault::Corrupt)) {
+        let is_x25519 = matches!(request.submission.work, Work::X25519 { .. });
+        let wrong = is_x25519 && self.fault(Fault::WrongX25519) & (1 << index) != 0;
+        let strikes = || wrong || self.strikes(Fault::Corrupt);
+        if let Some(region) = outputs.first().filter(|region| valid && region.len > 0 && strikes()) {
             self.tally(Count::Corrupted);
             // SAFETY: as above.
             let mut bytes = unsafe { region.read() };
