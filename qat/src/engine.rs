@@ -317,14 +317,14 @@ impl Engine {
     }
 
     /// Does it, and waits.
-    pub fn run(&self, work: Work) -> Result<Done, Error> {
+    pub fn run(&self, work: impl Into<Arc<Work>>) -> Result<Done, Error> {
         self.submit(work).wait()
     }
 
     /// Begins it. Several may be under way, of one thread too.
-    pub fn submit(&self, work: Work) -> Pending<'_> {
+    pub fn submit(&self, work: impl Into<Arc<Work>>) -> Pending<'_> {
         let (began, clock) = (Instant::now(), thread_time());
-        let work = Arc::new(work);
+        let work = work.into();
         let class = Class::new(work.operation(), work.len());
         let depth = self.backends.iter().map(|backend| backend.in_flight()).sum();
         let taken = self.hand_over(&work, class, depth);
@@ -466,7 +466,7 @@ fn openssl(what: &'static str) -> impl FnOnce(openssl::error::ErrorStack) -> Err
 }
 
 /// CPU time of the calling thread: what an operation costs, however long the thread sleeps for the answer.
-fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 

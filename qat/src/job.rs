@@ -188,6 +188,28 @@ impl Reason {
     ];
 }
 
+impl fmt::Display for Reason {
+    /// As metrics have it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoDevice => "no-device",
+            Self::NotSupported => "not-supported",
+            Self::Cheaper => "cheaper",
+            Self::Configured => "configured",
+            Self::NoInstance => "no-instance",
+            Self::Untested => "untested",
+            Self::Busy => "busy",
+            Self::NoMemory => "no-memory",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Deadline => "deadline",
+            Self::WrongAnswer => "wrong-answer",
+            Self::Invalid => "invalid",
+            Self::Stopping => "stopping",
+        })
+    }
+}
+
 /// Which part of a backend has the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place(pub usize);

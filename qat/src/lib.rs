@@ -13,6 +13,7 @@ mod device;
 mod discovery;
 mod encoding;
 mod engine;
+mod exercise;
 mod job;
 mod key;
 mod selftest;
@@ -23,6 +24,7 @@ pub use device::{Installed, InstanceStatus, QatUser};
 pub use discovery::{Discovery, Step, System};
 pub use encoding::{Hash, Scheme};
 pub use engine::{Checks, Counts, Done, Engine, Options, Pending, Route, Status};
+pub use exercise::{Exercise, Load, Rate, known_answers};
 pub use job::{
     Answer, Backend, Direction, Operation, Output, Place, Reason, Refusal, Reply, Ticket, Verdict, Work, ticket,
 };

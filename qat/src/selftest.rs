@@ -100,7 +100,7 @@ fn hex(text: &str) -> Vec<u8> {
     digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
-const RSA: [(&[u8], &[u8], &[u8]); 3] = [
+pub(crate) const RSA: [(&[u8], &[u8], &[u8]); 3] = [
     (
         include_bytes!("selftest/rsa2048.key"),
         include_bytes!("selftest/rsa2048.in"),
