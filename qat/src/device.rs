@@ -554,7 +554,6 @@ impl Shared {
                 tested.passed = self.tests.iter().map(|test| (test.operation, false)).collect();
             }
             tested.passed.extend(results);
-            tested.at = Some(Instant::now());
         }
         if whole {
             // Unless it began to restart meanwhile.
@@ -564,6 +563,8 @@ impl Shared {
             }
             tracing::info!(instance = %instance.information.name, passed = any, "tested");
         }
+        // Last: whoever waits for the test finds the breaker as the test left it.
+        lock(&instance.tested).at = Some(Instant::now());
     }
 
     /// None where no answer came.
