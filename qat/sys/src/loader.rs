@@ -126,7 +126,7 @@ fn open(path: &OsStr, flags: std::ffi::c_int) -> Result<Handle, NotOpened> {
 }
 
 /// The file whose code is at `address`.
-fn mapped(address: usize) -> Option<PathBuf> {
+pub(crate) fn mapped(address: usize) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     maps.lines().find_map(|line| {
         let (range, rest) = line.split_once(' ')?;
