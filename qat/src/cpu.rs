@@ -173,6 +173,15 @@ pub(crate) fn right(work: &Work, output: &Output, checks: Checks) -> bool {
             };
             on_curve().is_ok()
         }
+        // The secret alone: whether it is a first coordinate at all.
+        (Work::Ecdh { key, .. }, Output::Bytes(x)) => {
+            let curve = key.curve();
+            let compressed = [&[2][..], x].concat();
+            x.len() == curve.size()
+                && BigNumContext::new()
+                    .and_then(|mut context| EcPoint::from_bytes(curve.group(), &compressed, &mut context))
+                    .is_ok()
+        }
         (Work::X25519 { .. }, Output::Bytes(_)) | (Work::Cipher { .. }, Output::Text { .. }) => match checks {
             Checks::Every => run(work).is_ok_and(|ours| ours == *output),
             // Of a point of small order there is no secret (RFC 7748, 6.1).

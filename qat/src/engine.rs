@@ -1,6 +1,7 @@
 //! Who does an operation, and that it gets done: route, submit, wait, check, and the CPU for whatever did not come of it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use openssl::ec::EcPoint;
 use openssl::ecdsa::EcdsaSig;
 use zeroize::Zeroizing;
 
+use crate::batch::{BatchStatus, CpuBatch, Multibuffer};
 use crate::breaker::Patience;
 use crate::calibrate::{Calibration, Class, Latencies, Side};
 use crate::device::{Care, Installed, InstanceStatus, QatUser};
@@ -40,7 +42,9 @@ pub struct Options {
     pub retest: Duration,
     /// How often the device's events are asked for.
     pub tick: Duration,
-    /// Others that do work, tried in order after the device.
+    /// The libraries of [`CpuBatch`], which is asked after the device; none to do without.
+    pub multibuffer: Option<Multibuffer>,
+    /// Others that do work, tried in order after these.
     pub backends: Vec<Arc<dyn Backend>>,
     pub system: System,
 }
@@ -59,6 +63,7 @@ impl Default for Options {
             between_resets: Duration::from_secs(30),
             retest: Duration::from_mins(1),
             tick: Duration::from_millis(20),
+            multibuffer: Some(Multibuffer::System),
             backends: Vec::new(),
             system: System::default(),
         }
@@ -95,7 +100,10 @@ pub struct Engine {
     least_deadline: Duration,
     backends: Vec<Arc<dyn Backend>>,
     device: Option<Arc<QatUser>>,
+    batch: Option<Arc<CpuBatch>>,
     discovery: Discovery,
+    /// Operations that were begun and are not done, whoever does them: what a batch could be made of.
+    under_way: AtomicUsize,
     calibration: Mutex<Calibration>,
     latencies: Mutex<BTreeMap<Class, Latencies>>,
     counts: Mutex<BTreeMap<Operation, Counts>>,
@@ -105,7 +113,19 @@ pub struct Engine {
 #[derive(Debug)]
 pub struct Done {
     pub output: Output,
-    /// Why the CPU did it; none if a backend did.
+    /// The name of the backend; `cpu` for OpenSSL.
+    pub by: &'static str,
+    /// Why OpenSSL did it; none if a backend did.
+    pub fallback: Option<Reason>,
+}
+
+/// A signature, and whose it is.
+#[derive(Debug)]
+pub struct Signed {
+    pub signature: Vec<u8>,
+    /// The name of the backend; `cpu` for OpenSSL.
+    pub by: &'static str,
+    /// Why OpenSSL did it; none if a backend did.
     pub fallback: Option<Reason>,
 }
 
@@ -125,6 +145,8 @@ pub struct Counts {
 pub struct Status {
     pub discovery: Discovery,
     pub instances: Vec<InstanceStatus>,
+    /// What the multi-buffer libraries do on the CPU.
+    pub batches: Vec<BatchStatus>,
     pub counts: BTreeMap<Operation, Counts>,
     /// Class, least in flight, CPU time on the CPU and by the device, the choice.
     pub choices: Vec<(Class, usize, Duration, Duration, Option<Side>)>,
@@ -142,6 +164,16 @@ pub struct Pending<'a> {
     /// CPU time of this thread that went into it.
     spent: Duration,
     began: Instant,
+    /// Whether what was taken was answered.
+    answered: bool,
+}
+
+/// A right answer, with the CPU time that the waiting thread gave to those of others and the one it took itself.
+struct Offloaded {
+    output: Output,
+    by: &'static str,
+    led: Duration,
+    cost: Duration,
 }
 
 #[derive(Debug)]
@@ -174,6 +206,13 @@ impl Engine {
         }
         let mut backends: Vec<Arc<dyn Backend>> = Vec::new();
         backends.extend(device.clone().map(|device| device as Arc<dyn Backend>));
+        let batch = if let Some(multibuffer) = &options.multibuffer {
+            CpuBatch::start(multibuffer, options.patience, &mut discovery).map(Arc::new)
+        } else {
+            discovery.note("multi-buffer", Err("not asked for by the configuration".to_owned()));
+            None
+        };
+        backends.extend(batch.clone().map(|batch| batch as Arc<dyn Backend>));
         backends.extend(options.backends);
         Self {
             route: options.route,
@@ -181,7 +220,9 @@ impl Engine {
             least_deadline: options.least_deadline,
             backends,
             device,
+            batch,
             discovery,
+            under_way: AtomicUsize::new(0),
             calibration: Mutex::default(),
             latencies: Mutex::default(),
             counts: Mutex::default(),
@@ -190,16 +231,11 @@ impl Engine {
 
     /// A signature over `message`, as TLS wants it: for ECDSA in DER.
     pub fn sign(&self, key: &PrivateKey, scheme: Scheme, message: &[u8]) -> Result<Vec<u8>, Error> {
-        Ok(self.sign_and_tell(key, scheme, message)?.0)
+        Ok(self.sign_and_tell(key, scheme, message)?.signature)
     }
 
-    /// The same, and why the CPU did it; none if a backend did.
-    pub fn sign_and_tell(
-        &self,
-        key: &PrivateKey,
-        scheme: Scheme,
-        message: &[u8],
-    ) -> Result<(Vec<u8>, Option<Reason>), Error> {
+    /// The same, and who did it.
+    pub fn sign_and_tell(&self, key: &PrivateKey, scheme: Scheme, message: &[u8]) -> Result<Signed, Error> {
         match (key, scheme) {
             (PrivateKey::Rsa(key), Scheme::RsaPkcs1(hash) | Scheme::RsaPss(hash)) => {
                 let digest = hash.digest(message).map_err(openssl("a digest"))?;
@@ -208,17 +244,20 @@ impl Engine {
                 } else {
                     encoding::pkcs1(hash, &digest, key.size())
                 };
-                let done = self.run(Work::RsaPrivate { key: Arc::clone(key), input: Zeroizing::new(input) })?;
-                Ok((bytes(done.output).to_vec(), done.fallback))
+                let Done { output, by, fallback } =
+                    self.run(Work::RsaPrivate { key: Arc::clone(key), input: Zeroizing::new(input) })?;
+                Ok(Signed { signature: bytes(output).to_vec(), by, fallback })
             }
             (PrivateKey::Ec(key), Scheme::Ecdsa(hash)) => {
                 let mut digest = hash.digest(message).map_err(openssl("a digest"))?;
                 digest.truncate(key.curve().size());
-                let done = self.run(Work::EcdsaSign { key: Arc::clone(key), digest, nonce: None })?;
-                let Output::Signature { r, s } = done.output else { unreachable!("a signature gives a signature") };
+                let Done { output, by, fallback } =
+                    self.run(Work::EcdsaSign { key: Arc::clone(key), digest, nonce: None })?;
+                let Output::Signature { r, s } = output else { unreachable!("a signature gives a signature") };
                 let encode =
                     || EcdsaSig::from_private_components(BigNum::from_slice(&r)?, BigNum::from_slice(&s)?)?.to_der();
-                Ok((encode().map_err(openssl("the DER of a signature"))?, done.fallback))
+                let signature = encode().map_err(openssl("the DER of a signature"))?;
+                Ok(Signed { signature, by, fallback })
             }
             (PrivateKey::Rsa(_), Scheme::Ecdsa(_)) | (PrivateKey::Ec(_), Scheme::RsaPkcs1(_) | Scheme::RsaPss(_)) => {
                 Err(Error::Scheme { scheme })
@@ -326,9 +365,11 @@ impl Engine {
         let (began, clock) = (Instant::now(), thread_time());
         let work = work.into();
         let class = Class::new(work.operation(), work.len());
-        let depth = self.backends.iter().map(|backend| backend.in_flight()).sum();
+        let in_flight = self.backends.iter().map(|backend| backend.in_flight()).sum();
+        let depth = self.under_way.fetch_add(1, Ordering::Relaxed).max(in_flight);
         let taken = self.hand_over(&work, class, depth);
-        Pending { engine: self, work, class, depth, taken, spent: thread_time().saturating_sub(clock), began }
+        let spent = thread_time().saturating_sub(clock);
+        Pending { engine: self, work, class, depth, taken, spent, began, answered: false }
     }
 
     fn hand_over(&self, work: &Arc<Work>, class: Class, depth: usize) -> Result<Taken, Reason> {
@@ -365,6 +406,7 @@ impl Engine {
         Status {
             discovery: self.discovery.clone(),
             instances: self.device.as_ref().map(|device| device.status()).unwrap_or_default(),
+            batches: self.batch.as_ref().map(|batch| batch.status()).unwrap_or_default(),
             counts: lock(&self.counts).clone(),
             choices: lock(&self.calibration).choices().collect(),
             deadlines,
@@ -380,44 +422,53 @@ impl Pending<'_> {
     /// Whether [`Self::wait`] would give its result without waiting for a backend.
     pub fn is_ready(&self) -> bool {
         match &self.taken {
-            Ok(taken) => taken.ticket.is_ready() || self.began.elapsed() >= self.engine.deadline(self.class),
+            Ok(taken) => {
+                taken.ticket.is_ready()
+                    || self.engine.backends[taken.backend].is_cpu()
+                    || self.began.elapsed() >= self.engine.deadline(self.class)
+            }
             Err(_) => true,
         }
     }
 
-    pub fn wait(self) -> Result<Done, Error> {
+    pub fn wait(mut self) -> Result<Done, Error> {
         let clock = thread_time();
         match self.offloaded() {
-            Ok(output) => {
-                let (cpu, latency) = (self.spent + thread_time().saturating_sub(clock), self.began.elapsed());
+            Ok(Offloaded { output, by, led, cost }) => {
+                let own = thread_time().saturating_sub(clock).saturating_sub(led);
+                let (cpu, latency) = (self.spent + own + cost, self.began.elapsed());
                 lock(&self.engine.calibration).record(self.class, self.depth, Side::Device, cpu, latency);
                 lock(&self.engine.counts).entry(self.class.operation).or_default().offloaded += 1;
-                Ok(Done { output, fallback: None })
+                Ok(Done { output, by, fallback: None })
             }
             Err(reason) => self.on_the_cpu(reason),
         }
     }
 
     /// The right answer of a backend, or why there is none.
-    fn offloaded(&self) -> Result<Output, Reason> {
+    fn offloaded(&mut self) -> Result<Offloaded, Reason> {
         let taken = self.taken.as_ref().map_err(|reason| *reason)?;
+        let backend = &self.engine.backends[taken.backend];
         let deadline = self.engine.deadline(self.class);
-        let answer = taken.ticket.wait(deadline.saturating_sub(self.began.elapsed()));
+        let led = backend.attend(taken.place, &taken.ticket, self.began + deadline);
+        let answer = taken.ticket.wait_and_tell(deadline.saturating_sub(self.began.elapsed()));
+        self.answered = answer.is_some();
         let latency = self.began.elapsed();
-        let judge = |verdict| self.engine.backends[taken.backend].judge(taken.place, verdict, Instant::now());
+        let judge = |verdict| backend.judge(taken.place, verdict, Instant::now());
         let record = |latency| lock(&self.engine.latencies).entry(self.class).or_default().record(latency);
+        let checks = if backend.is_cpu() { Checks::Cheap } else { self.engine.checks };
         match answer {
-            Some(Answer::Done(output)) => {
+            Some((Answer::Done(output), cost)) => {
                 record(latency);
-                if cpu::right(&self.work, &output, self.engine.checks) {
+                if cpu::right(&self.work, &output, checks) {
                     judge(Verdict::Right);
-                    Ok(output)
+                    Ok(Offloaded { output, by: backend.name(), led, cost })
                 } else {
                     Err(Reason::WrongAnswer)
                 }
             }
-            Some(Answer::Invalid) => Err(Reason::Invalid),
-            Some(Answer::Failed(reason)) => {
+            Some((Answer::Invalid, _)) => Err(Reason::Invalid),
+            Some((Answer::Failed(reason), _)) => {
                 judge(Verdict::Failed);
                 Err(reason)
             }
@@ -444,12 +495,21 @@ impl Pending<'_> {
         match result {
             Ok(output) => {
                 *counts.cpu.entry(reason).or_default() += 1;
-                Ok(Done { output, fallback: Some(reason) })
+                Ok(Done { output, by: "cpu", fallback: Some(reason) })
             }
             Err(error) => {
                 counts.refused += 1;
                 Err(error)
             }
+        }
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.engine.under_way.fetch_sub(1, Ordering::Relaxed);
+        if let (Ok(taken), false) = (&self.taken, self.answered) {
+            self.engine.backends[taken.backend].abandon(taken.place, &taken.ticket);
         }
     }
 }

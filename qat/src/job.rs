@@ -1,7 +1,7 @@
 //! What is handed to a backend, and the ticket for its answer.
 
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
@@ -98,7 +98,7 @@ impl Work {
 
 #[derive(Clone, PartialEq, Eq)]
 pub enum Output {
-    /// A number as long as the modulus; a shared secret.
+    /// A number as long as the modulus; a shared secret, which of ECDH is the first coordinate.
     Bytes(Zeroizing<Vec<u8>>),
     /// Both coordinates of a shared point; the secret is the first.
     Point {
@@ -114,6 +114,16 @@ pub enum Output {
         text: Zeroizing<Vec<u8>>,
         tag: Vec<u8>,
     },
+}
+
+impl Output {
+    /// Whether both say the same; of a shared point, only the first coordinate is the secret, and some give no other.
+    pub fn agrees(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Point { x, .. }, Self::Bytes(secret)) | (Self::Bytes(secret), Self::Point { x, .. }) => x == secret,
+            (ours, theirs) => ours == theirs,
+        }
+    }
 }
 
 impl fmt::Debug for Output {
@@ -233,7 +243,7 @@ pub struct Refusal {
 /// Somebody who does operations. Work is taken and answered later by [`Reply`], so that a backend may gather what came
 /// in and do it together.
 pub trait Backend: Send + Sync + fmt::Debug {
-    fn name(&self) -> &str;
+    fn name(&self) -> &'static str;
     /// Whether the operation is one of its own. It may still refuse work.
     fn takes(&self, operation: Operation) -> bool;
     /// Takes the work, or says why not. Does not wait for the result.
@@ -241,6 +251,18 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn judge(&self, place: Place, verdict: Verdict, now: Instant);
     /// Operations that were taken and not answered.
     fn in_flight(&self) -> usize;
+    /// Whether it is this CPU that does the work, in the threads that wait for it. Its answers are believed as OpenSSL's
+    /// are, but for those that a public key can check.
+    fn is_cpu(&self) -> bool {
+        false
+    }
+    /// Called by who is about to wait for that answer, until then at most. A backend that has no threads works here, on
+    /// what others wait for too. The CPU time that this took, of which each answer tells its share.
+    fn attend(&self, _place: Place, _ticket: &Ticket, _until: Instant) -> Duration {
+        Duration::ZERO
+    }
+    /// Nobody waits for that answer any more.
+    fn abandon(&self, _place: Place, _ticket: &Ticket) {}
 }
 
 /// The caller's end.
@@ -253,8 +275,22 @@ pub struct Reply(Option<Arc<Cell>>);
 
 #[derive(Debug, Default)]
 struct Cell {
-    answer: Mutex<Option<Answer>>,
-    ready: Condvar,
+    said: Mutex<Said>,
+    heard: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    answer: Option<Answered>,
+    /// Who waits is to look at how things stand.
+    called: bool,
+}
+
+#[derive(Debug)]
+struct Answered {
+    answer: Answer,
+    /// CPU time that went into it in whatever thread of this process.
+    cost: Duration,
 }
 
 pub fn ticket() -> (Ticket, Reply) {
@@ -265,33 +301,71 @@ pub fn ticket() -> (Ticket, Reply) {
 impl Ticket {
     /// The answer, if it comes within `patience`. After that it may still come, to nobody.
     pub fn wait(&self, patience: Duration) -> Option<Answer> {
-        let guard = self.0.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.0.ready.wait_timeout_while(guard, patience, |answer| answer.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.take()
+        Some(self.wait_and_tell(patience)?.0)
+    }
+
+    /// The same, and the CPU time that went into it in other places than the device.
+    pub fn wait_and_tell(&self, patience: Duration) -> Option<(Answer, Duration)> {
+        let Answered { answer, cost } = self.within(patience, |said| said.answer.is_some()).answer.take()?;
+        Some((answer, cost))
     }
 
     pub fn is_ready(&self) -> bool {
-        self.0.answer.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.within(Duration::ZERO, |_| true).answer.is_some()
+    }
+
+    /// Waits for the answer, or for a call of the reply's end, for so long. Whether the answer is there; it stays there.
+    pub fn is_ready_or_called_within(&self, patience: Duration) -> bool {
+        let mut said = self.within(patience, |said| said.answer.is_some() || said.called);
+        said.called = false;
+        said.answer.is_some()
+    }
+
+    /// Whether this is the other end.
+    pub fn is_of(&self, reply: &Reply) -> bool {
+        reply.0.as_ref().is_some_and(|cell| Arc::ptr_eq(&self.0, cell))
+    }
+
+    fn within(&self, patience: Duration, enough: impl Fn(&Said) -> bool) -> MutexGuard<'_, Said> {
+        let guard = self.0.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if patience.is_zero() || enough(&guard) {
+            return guard;
+        }
+        let waited = self.0.heard.wait_timeout_while(guard, patience, |said| !enough(said));
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
 impl Reply {
     /// Whether somebody still waited for it.
-    pub fn answer(mut self, answer: Answer) -> bool {
-        self.give(answer)
+    pub fn answer(self, answer: Answer) -> bool {
+        self.answer_at(answer, Duration::ZERO)
     }
 
-    fn give(&mut self, answer: Answer) -> bool {
+    /// An answer that took so much CPU time.
+    pub fn answer_at(mut self, answer: Answer, cost: Duration) -> bool {
+        self.give(answer, cost)
+    }
+
+    /// Has who waits look at how things stand.
+    pub fn call(&self) {
+        if let Some(cell) = &self.0 {
+            cell.said.lock().unwrap_or_else(PoisonError::into_inner).called = true;
+            cell.heard.notify_all();
+        }
+    }
+
+    fn give(&mut self, answer: Answer, cost: Duration) -> bool {
         let Some(cell) = self.0.take() else { return false };
-        *cell.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
-        cell.ready.notify_all();
+        cell.said.lock().unwrap_or_else(PoisonError::into_inner).answer = Some(Answered { answer, cost });
+        cell.heard.notify_all();
         Arc::strong_count(&cell) > 1
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.give(Answer::Failed(Reason::Failed));
+        self.give(Answer::Failed(Reason::Failed), Duration::ZERO);
     }
 }
 
@@ -316,5 +390,18 @@ mod tests {
         assert!(gone.wait(Duration::ZERO).is_none());
         drop(gone);
         assert!(!reply.answer(Answer::Invalid));
+    }
+
+    #[test]
+    fn a_call_wakes_who_waits_once_and_is_no_answer() {
+        let (ticket, reply) = ticket();
+        let far = Duration::from_mins(10);
+        reply.call();
+        assert!(!ticket.is_ready_or_called_within(far));
+        assert!(!ticket.is_ready_or_called_within(Duration::from_millis(1)));
+        assert!(ticket.wait(Duration::ZERO).is_none());
+        assert!(reply.answer_at(Answer::Invalid, Duration::from_micros(3)));
+        assert!(ticket.is_ready_or_called_within(far) && ticket.is_ready());
+        assert!(matches!(ticket.wait_and_tell(far), Some((Answer::Invalid, cost)) if cost == Duration::from_micros(3)));
     }
 }

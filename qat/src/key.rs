@@ -1,7 +1,7 @@
 //! Keys, taken apart once into the numbers a device wants. The numbers are zeroed when the last user is gone.
 
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use openssl::bn::{BigNum, BigNumContext, BigNumRef};
 use openssl::ec::{EcGroup, EcKey, EcPoint};
@@ -9,7 +9,7 @@ use openssl::error::ErrorStack;
 use openssl::nid::Nid;
 use openssl::pkey::{Id, PKey, Private, Public};
 use openssl::rsa::Rsa;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A key that signs: RSA of at least 2048 bits, P-256 or P-384. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -214,6 +214,18 @@ impl Curve {
         }
     }
 
+    /// Anything from 1 to the order less one, each as likely: what signs once and is as secret as the key.
+    pub(crate) fn fresh_nonce(self) -> Result<Zeroizing<Vec<u8>>, ErrorStack> {
+        let mut nonce = Zeroizing::new(vec![0; self.size()]);
+        loop {
+            openssl::rand::rand_priv_bytes(&mut nonce)?;
+            // Both orders begin with 32 one bits, so that hardly any is drawn again.
+            if nonce[..] < self.domain().order[..] && nonce.iter().any(|byte| *byte != 0) {
+                return Ok(nonce);
+            }
+        }
+    }
+
     pub(crate) fn group(self) -> &'static EcGroup {
         &self.domain().group
     }
@@ -313,13 +325,56 @@ pub struct CipherKey {
     pub(crate) cipher: Cipher,
     pub(crate) key: Zeroizing<Vec<u8>>,
     pub(crate) hash_key: Zeroizing<Vec<u8>>,
+    /// What a library made of it, at the first use.
+    pub(crate) schedule: OnceLock<Schedule>,
+}
+
+/// Room on the boundary of a cache line for what a library makes of a key. Zeroed when it goes.
+pub(crate) struct Schedule(Vec<CacheLine>);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+impl Schedule {
+    /// Zeroes, at least so many.
+    pub(crate) fn zeroed(size: usize) -> Self {
+        Self(vec![CacheLine([0; 64]); size.div_ceil(64)])
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.0.as_ptr().cast()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+impl Drop for Schedule {
+    fn drop(&mut self) {
+        for line in &mut self.0 {
+            line.0.zeroize();
+        }
+    }
+}
+
+impl fmt::Debug for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", 64 * self.0.len())
+    }
 }
 
 impl CipherKey {
     /// None for a key of another length than the cipher's.
     pub fn new(cipher: Cipher, key: &[u8], hash_key: &[u8]) -> Option<Self> {
         let fits = key.len() == cipher.key_size() && hash_key.len() == cipher.hash_key_size();
-        fits.then(|| Self { cipher, key: Zeroizing::new(key.to_vec()), hash_key: Zeroizing::new(hash_key.to_vec()) })
+        fits.then(|| Self {
+            cipher,
+            key: Zeroizing::new(key.to_vec()),
+            hash_key: Zeroizing::new(hash_key.to_vec()),
+            schedule: OnceLock::new(),
+        })
     }
 
     pub fn cipher(&self) -> Cipher {

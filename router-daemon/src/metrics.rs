@@ -281,7 +281,7 @@ fn tls_offload(page: &mut Page, status: &Status) {
     );
     page.counters(
         "quadway_tls_offload_signatures",
-        "Signatures of handshakes, by who made them and, where that is not the device, why",
+        "Signatures of handshakes, by who made them (`qat`, `multi-buffer`, `cpu`) and, where that is OpenSSL, why",
         each().flat_map(|(of, offload)| {
             offload.signatures.iter().map(move |made| {
                 let labels = vec![("engine", made.engine.clone()), ("fallback", made.fallback.clone()), of.clone()];

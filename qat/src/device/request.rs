@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::heard;
 use super::memory::{LONGEST_TEXT, Slot};
 use crate::job::{Direction, Operation, Output, Work};
-use crate::key::{Cipher, CipherKey, Curve, Domain};
+use crate::key::{Cipher, CipherKey, Domain};
 
 /// What was laid out, and where the result will be.
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +118,7 @@ impl Request {
             Work::EcdsaSign { key, digest, nonce } => {
                 let curve = key.curve();
                 let domain = curve.domain();
-                let fresh = if nonce.is_none() { Some(fresh_nonce(curve)?) } else { None };
+                let fresh = if nonce.is_none() { Some(curve.fresh_nonce().ok()?) } else { None };
                 let nonce = nonce.as_ref().or(fresh.as_ref())?;
                 let data = CpaCyEcdsaSignRSOpData {
                     xg: slot.put(&domain.x)?,
@@ -418,19 +418,6 @@ fn close_session(library: &Library, instance: CpaInstanceHandle, session: *mut c
         }
     }
     false
-}
-
-/// Uniform from 1 to the order less one.
-fn fresh_nonce(curve: Curve) -> Option<Zeroizing<Vec<u8>>> {
-    let mut nonce = Zeroizing::new(vec![0; curve.size()]);
-    // One in 2^32 is out of range.
-    for _ in 0..8 {
-        openssl::rand::rand_bytes(&mut nonce).ok()?;
-        if nonce[..] < curve.domain().order[..] && nonce.iter().any(|byte| *byte != 0) {
-            return Some(nonce);
-        }
-    }
-    None
 }
 
 unsafe extern "C" fn answered_flat(tag: *mut c_void, status: CpaStatus, _op: *mut c_void, _out: *mut CpaFlatBuffer) {

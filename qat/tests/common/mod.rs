@@ -1,7 +1,9 @@
 //! What the tests of the engine share: keys of every kind, operations that check themselves, and an engine in a hurry.
+#![allow(clippy::print_stdout, reason = "a test that cannot run says why")]
 #![allow(clippy::mod_module_files, reason = "a file beside the tests would be a test of its own")]
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,8 +15,8 @@ use openssl::rsa::{Padding, Rsa};
 use openssl::sign::{RsaPssSaltlen, Signer, Verifier};
 use openssl::symm::{Cipher as Evp, encrypt, encrypt_aead};
 use qat::{
-    Checks, Cipher, CipherKey, Curve, EcPrivate, Engine, Hash, Installed, Options, Patience, PrivateKey, Route,
-    RsaPrivate, Scheme, X25519Private,
+    Checks, Cipher, CipherKey, Curve, EcPrivate, Engine, Hash, Installed, Multibuffer, Options, Patience, PrivateKey,
+    Route, RsaPrivate, Scheme, X25519Private,
 };
 use qat_sim::Simulator;
 
@@ -37,8 +39,30 @@ pub(crate) fn impatient(simulator: &Simulator) -> Options {
         between_resets: Duration::from_millis(200),
         retest: Duration::from_millis(50),
         tick: Duration::from_millis(2),
+        multibuffer: None,
         ..Options::default()
     }
+}
+
+/// Debian 13's multi-buffer libraries, as `make qat` unpacks them. None, said, where they are not.
+pub(crate) fn multibuffer() -> Option<Multibuffer> {
+    let folder =
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/qat/libraries/trixie/usr/lib/x86_64-linux-gnu"));
+    let (crypto_mb, ipsec_mb) = (folder.join("libcrypto_mb.so.11"), folder.join("libIPSec_MB.so.2"));
+    if !ipsec_mb.exists() {
+        assert!(std::env::var_os("QUADWAY_MUST_RUN").is_none(), "{} is missing: run make qat", ipsec_mb.display());
+        println!("skipped: {} is missing; make qat unpacks it", ipsec_mb.display());
+        return None;
+    }
+    Some(Multibuffer::At { crypto_mb, ipsec_mb })
+}
+
+/// An engine that gives to them whatever they take.
+pub(crate) fn batching() -> Option<Engine> {
+    let multibuffer = Some(multibuffer()?);
+    let patient = Duration::from_secs(2);
+    let options = Options { installed: None, multibuffer, route: Route::Device, ..Options::default() };
+    Some(Engine::start(Options { least_deadline: patient, ..options }))
 }
 
 pub(crate) struct Keys {

@@ -170,10 +170,9 @@ impl Signs for OffloadKey {
             SignatureScheme::ECDSA_NISTP384_SHA384 => Scheme::Ecdsa(Hash::Sha384),
             other => return Err(Error::General(format!("{other:?} is no scheme of this key"))),
         };
-        let (signature, fallback) =
+        let qat::Signed { signature, by, fallback } =
             self.engine.sign_and_tell(&self.key, scheme, message).map_err(|error| Error::General(error.to_string()))?;
-        let engine = if fallback.is_none() { "qat" } else { "cpu" };
-        Ok(Signed { signature, engine, fallback: fallback.map(word) })
+        Ok(Signed { signature, engine: by, fallback: fallback.map(word) })
     }
 }
 
