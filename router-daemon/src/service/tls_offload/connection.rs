@@ -14,14 +14,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use config::model::TlsOffload;
+use config::model::{TlsOffload, TlsVersion};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout_at;
-use tokio_rustls::rustls::server::Acceptor;
+use tokio_rustls::rustls::server::{Acceptor, ClientHello};
 use tokio_rustls::rustls::{self, HandshakeKind, ProtocolVersion, ServerConnection};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsConnector};
@@ -135,7 +135,7 @@ impl Admitted {
 #[derive(Debug)]
 enum Ended {
     /// Done or idle.
-    Itself(#[expect(dead_code, reason = "for the log")] End),
+    Itself(End),
     /// Its listener, its backend or its right to be is gone, and so is the time it was left.
     Drained,
 }
@@ -175,10 +175,20 @@ async fn serve(
     let (buffer, idle) = (offload.limits.buffer as usize, offload.limits.idle_timeout);
     let of_backend = lives.backends.iter().find(|(address, _)| *address == served.address());
     let over = over([Some(listener), Some(lives.trust.clone()), of_backend.map(|(_, life)| life.clone())]);
-    tokio::select! {
-        ended = pump(&mut client, &mut backend, (&tally.received, &tally.sent), buffer, idle) => Ok(Ended::Itself(ended?)),
+    let ended = tokio::select! {
+        ended = pump(&mut client, &mut backend, (&tally.received, &tally.sent), buffer, idle) => ended.map(Ended::Itself),
         () = async { over.await; tokio::time::sleep(offload.limits.drain).await } => Ok(Ended::Drained),
+    };
+    match &ended {
+        // It was not the client that ended it: it hears that there is nothing more to come.
+        Ok(Ended::Itself(End::Idle) | Ended::Drained) => {
+            tokio::time::timeout(FAREWELL, client.shutdown()).await.ok();
+        }
+        // What was wrong with its records, an alert has told.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => last_word(client.into_inner().0).await,
+        Ok(Ended::Itself(End::Done)) | Err(_) => {}
     }
+    Ok(ended?)
 }
 
 /// When one of them has ended.
@@ -207,9 +217,23 @@ fn ready(stream: &TcpStream) -> io::Result<()> {
 async fn shake(stream: TcpStream, terms: &Arc<Terms>) -> Result<TlsStream<TcpStream>, Failed> {
     let deadline = tokio::time::Instant::now() + terms.offload.limits.handshake_timeout;
     let late = |_elapsed| Failed::Refused(Refused::Timeout, None);
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
-    let hello = timeout_at(deadline, hello).await.map_err(late)?.map_err(refused)?;
-    let named = terms.loaded.names.of(hello.client_hello().server_name()).is_some();
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let mut hello = match timeout_at(deadline, &mut acceptor).await.map_err(late)? {
+        Ok(hello) => hello,
+        Err(error) => {
+            if let Some(stream) = acceptor.take_io() {
+                last_word(stream).await;
+            }
+            return Err(refused(error));
+        }
+    };
+    if let Some((why, alert)) = unwelcome(&hello.client_hello(), terms) {
+        // RFC 8446, 5.1 and 6: a record of one alert, which is fatal.
+        let told = timeout_at(deadline, hello.io.write_all(&[21, 3, 3, 0, 2, 2, alert])).await;
+        told.map_err(late)?.map_err(|error| Failed::Refused(why, Some(error)))?;
+        last_word(hello.io).await;
+        return Err(Failed::Refused(why, None));
+    }
     let Ok(queued) = Arc::clone(&terms.threads.queue).try_acquire_owned() else {
         reset(&hello.io);
         return Err(Failed::Refused(Refused::Busy, None));
@@ -222,15 +246,52 @@ async fn shake(stream: TcpStream, terms: &Arc<Terms>) -> Result<TlsStream<TcpStr
         // Signs, for TLS 1.3 and for 1.2, and so takes the thread as long as that takes.
         let accept = hello.into_stream_with(tls, limit);
         drop(queued);
-        accept.await
+        accept.into_fallible().await
     }));
     let shaken = timeout_at(deadline, &mut work.0).await.map_err(late)?;
     match shaken {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if !named => Err(Failed::Refused(Refused::UnknownName, Some(error))),
-        Ok(Err(error)) => Err(refused(error)),
+        Ok(Err((error, stream))) => {
+            last_word(stream).await;
+            Err(refused(error))
+        }
         Err(gone) => Err(Failed::Broken(io::Error::other(gone))),
     }
+}
+
+/// Whom no handshake is made with, and the alert that tells them.
+fn unwelcome(hello: &ClientHello<'_>, terms: &Terms) -> Option<(Refused, u8)> {
+    let asked = hello.server_name();
+    if terms.loaded.names.of(asked).is_none() {
+        // RFC 6066, 3, and RFC 8446, 9.2.
+        let alert = if asked.is_some() { UNRECOGNIZED_NAME } else { MISSING_EXTENSION };
+        return Some((Refused::UnknownName, alert));
+    }
+    // RFC 7507, 3: who asks for less than both sides have because it was refused more, which somebody between the two may
+    // have done. Without a suite of TLS 1.3 there is no TLS 1.3 to be had.
+    let suites = hello.cipher_suites();
+    let modern = suites.iter().any(|suite| (0x1301..=0x1305).contains(&u16::from(*suite)));
+    let fallen = suites.iter().any(|suite| u16::from(*suite) == FALLBACK_SCSV);
+    (fallen && !modern && terms.offload.versions.contains(&TlsVersion::V13))
+        .then_some((Refused::Downgrade, INAPPROPRIATE_FALLBACK))
+}
+
+/// Lets the peer read what it was told last. To close while something of the peer's is unread is to reset the connection,
+/// and a reset takes away what the peer has not read.
+async fn last_word(mut stream: TcpStream) {
+    let unread = async {
+        stream.shutdown().await?;
+        let (mut bytes, mut left) = ([0; 4096], MOST_UNREAD);
+        while left > 0 {
+            match stream.read(&mut bytes).await? {
+                0 => break,
+                length => left = left.saturating_sub(length),
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    // Whoever goes on talking is not heard out.
+    tokio::time::timeout(FAREWELL, unread).await.ok();
 }
 
 struct Abandoned<T>(tokio::task::JoinHandle<T>);
@@ -361,4 +422,11 @@ async fn introduce(
 
 const KEEPALIVE: Duration = Duration::from_mins(1);
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Of a peer that was told its last word.
+const MOST_UNREAD: usize = 256 << 10;
+/// RFC 7507, 2, and the alerts of RFC 8446, 6.2.
+const FALLBACK_SCSV: u16 = 0x5600;
+const INAPPROPRIATE_FALLBACK: u8 = 86;
+const MISSING_EXTENSION: u8 = 109;
+const UNRECOGNIZED_NAME: u8 = 112;
 const TRIES: usize = 3;

@@ -93,7 +93,7 @@ impl Way {
         count: &AtomicU64,
     ) -> io::Result<Progress>
     where
-        R: AsyncRead + Unpin,
+        R: AsyncRead + AsyncWrite + Unpin,
         W: AsyncWrite + Unpin,
     {
         let mut moved = false;
@@ -120,7 +120,7 @@ impl Way {
         moved: &mut bool,
     ) -> Poll<io::Result<bool>>
     where
-        R: AsyncRead + Unpin,
+        R: AsyncRead + AsyncWrite + Unpin,
         W: AsyncWrite + Unpin,
     {
         while self.at < self.waiting.len() {
@@ -150,6 +150,10 @@ impl Way {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
             Poll::Pending => {
+                // TLS may have an answer of its own to what was read, such as its refusal to negotiate again.
+                if let Poll::Ready(Err(error)) = Pin::new(&mut *from).poll_flush(context) {
+                    return Poll::Ready(Err(error));
+                }
                 if self.unflushed {
                     ready!(Pin::new(&mut *to).poll_flush(context))?;
                     self.unflushed = false;
@@ -237,6 +241,58 @@ mod tests {
         );
         assert_eq!(ended.unwrap(), End::Idle);
         assert!(written < 300 + 4096 + 1000 + 200, "{written}");
+    }
+
+    /// Says something of its own when it is read, which leaves when it is flushed.
+    struct Answers(tokio::io::DuplexStream, Option<&'static [u8]>, bool);
+
+    impl AsyncRead for Answers {
+        fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, read: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let this = self.get_mut();
+            let before = read.filled().len();
+            ready!(Pin::new(&mut this.0).poll_read(context, read))?;
+            // What it was told is for it alone.
+            if read.filled().len() > before && !std::mem::replace(&mut this.2, true) {
+                read.set_filled(before);
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Answers {
+        fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.get_mut().0).poll_write(context, bytes)
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let this = self.get_mut();
+            if let Some(answer) = this.1.take_if(|_| this.2) {
+                assert_eq!(ready!(Pin::new(&mut this.0).poll_write(context, answer))?, answer.len());
+            }
+            Pin::new(&mut this.0).poll_flush(context)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().0).poll_shutdown(context)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_tls_itself_has_to_say_does_not_wait_for_the_other_end() {
+        let ((mut client, a), (mut b, _server)) = (duplex(1000), duplex(300));
+        let (there, back) = (AtomicU64::new(0), AtomicU64::new(0));
+        let mut a = Answers(a, Some(b"no"), false);
+        let asks = async {
+            client.write_all(b"again?").await.unwrap();
+            let mut answer = [0; 2];
+            client.read_exact(&mut answer).await.unwrap();
+            drop(client);
+            answer
+        };
+        let (ended, answer) = tokio::join!(pump(&mut a, &mut b, (&there, &back), 4096, Duration::from_secs(5)), asks);
+        assert_eq!((&answer, ended.unwrap()), (b"no", End::Idle));
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,6 +40,8 @@ pub(super) enum Refused {
     ClientCertificate,
     /// No version, suite, group or signature in common.
     Incompatible,
+    /// The client says that it was refused a version that we have.
+    Downgrade,
     /// No protocol in common.
     Alpn,
     /// The client refused us.
@@ -66,6 +68,7 @@ impl Refused {
             Self::UnknownName => "unknown-name",
             Self::ClientCertificate => "client-certificate",
             Self::Incompatible => "incompatible",
+            Self::Downgrade => "downgrade",
             Self::Alpn => "alpn",
             Self::Alert => "alert",
             Self::Malformed => "malformed",

@@ -442,7 +442,11 @@ async fn openssl_and_curl_are_served() {
         assert!(good && told.contains(word) && told.contains("Verify return code: 0 (ok)"), "{told}");
         assert!(told.contains("OCSP response:") && !told.contains("no response sent"), "{told}");
     }
-    for refused in [&["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"][..], &["-tls1_2", "-cipher", "AES128-SHA"]] {
+    for refused in [
+        &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"][..],
+        &["-tls1_2", "-cipher", "AES128-SHA"],
+        &["-tls1_2", "-fallback_scsv"],
+    ] {
         let (good, told) = openssl(refused);
         assert!(!good, "{told}");
     }
