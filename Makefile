@@ -1,15 +1,15 @@
 # Quadway: lab shows it, test proves it. Both run as root on Debian 12 or 13 with rustup's stable toolchain.
 
 ROOT := $(CURDIR)/target/lab/root-trixie
-PACKAGES := build-essential curl debian-archive-keyring ethtool iproute2 iputils-ping libssl-dev mmdebstrap openssl pkg-config tmux \
-    util-linux
+PACKAGES := build-essential curl debian-archive-keyring ethtool iproute2 iputils-ping libssl-dev mmdebstrap openssl pkg-config \
+    python3-venv sslscan tmux util-linux
 GUEST_PACKAGES := $(PACKAGES) e2fsprogs qemu-system-x86 xz-utils
 # `make lab CARGO_FLAGS=--release` plays with the fast binaries.
 CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz campaign packages bpf root prometheus qat clean-lab
+.PHONY: help lab test guest bench fuzz campaign browser packages bpf root prometheus qat conformance clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets, requests and bundles'
 	@echo 'make campaign    100,000 crypto operations on a simulated device under every fault; about five minutes'
+	@echo 'make browser     a headless Chromium at TLS that the router ends; installs it'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
@@ -30,7 +31,7 @@ lab: root bpf
 test: export QUADWAY_MUST_RUN = 1
 test: export QUADWAY_NFT = $(shell tests/root/nft)
 test: export RUSTDOCFLAGS = -D warnings
-test: root bpf prometheus qat
+test: root bpf prometheus qat conformance
 	cargo fmt --all --check
 	cargo fmt --manifest-path ebpf/programs/Cargo.toml --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -86,6 +87,13 @@ fuzz: packages bpf
 campaign: packages
 	QUADWAY_CAMPAIGN=100000 cargo test -p qat --test campaign -- --nocapture
 
+browser: PACKAGES += chromium libnss3-tools
+browser: export QUADWAY_MUST_RUN = 1
+browser: export QUADWAY_NFT = $(shell tests/root/nft)
+browser: root bpf
+	cargo build -p router-daemon -p tests
+	cargo test -p tests --test conformance -- --ignored --nocapture a_browser
+
 # What Debian lacks is installed, and said.
 packages:
 	@missing=$$(for package in $(PACKAGES); do \
@@ -107,6 +115,10 @@ prometheus: packages
 qat: packages
 	@qat/sys/regenerate --check
 	@qat/sys/libraries target/qat/libraries
+
+# What speaks TLS as nobody should, to see what becomes of it.
+conformance: packages
+	@tests/conformance/venv target/conformance
 
 root: packages
 	@tests/root/nft --recent || tests/root/build $(ROOT)

@@ -13,6 +13,7 @@ pub mod listing;
 pub mod netns;
 pub mod root;
 pub mod site;
+pub mod tls;
 pub mod traffic;
 pub mod watch;
 pub mod world;
