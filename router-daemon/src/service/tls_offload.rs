@@ -338,6 +338,7 @@ struct Service {
     bytes: Workers,
     handshakes: Workers,
     queue: Arc<Semaphore>,
+    descriptors: Arc<Semaphore>,
     entries: BTreeMap<TlsOffloadName, Entry>,
     listeners: BTreeMap<SocketAddr, Listener>,
 }
@@ -419,8 +420,9 @@ impl Drop for Listener {
 
 impl Service {
     fn new(offloads: Offloads, places: Places, engine: Arc<dyn Engine>) -> io::Result<Self> {
-        // A connection has two sockets, and 1024 descriptors is what a process starts with.
-        raise_descriptors();
+        // 1024 descriptors is what a process starts with.
+        let connections = connections(raise_descriptors());
+        info!(connections, "so many connections at once leave routerd descriptors for everything else");
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             offloads,
@@ -433,6 +435,7 @@ impl Service {
                 NICE_HANDSHAKES,
             )?,
             queue: Arc::new(Semaphore::new(QUEUE)),
+            descriptors: Arc::new(Semaphore::new(connections)),
             entries: BTreeMap::new(),
             listeners: BTreeMap::new(),
         })
@@ -534,6 +537,7 @@ impl Service {
                             handshakes: self.handshakes.handle().clone(),
                             queue: Arc::clone(&self.queue),
                         },
+                        descriptors: Arc::clone(&self.descriptors),
                     })
                 });
             }
@@ -627,13 +631,29 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-fn raise_descriptors() {
+/// As many as may be, and how many that is.
+fn raise_descriptors() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(error) = raised {
-        warn!(%error, "the limit of open files cannot be raised: many TLS connections may find it");
+    let (now, most) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(error) => {
+            warn!(%error, "the limit of open files cannot be read");
+            return LEAST_DESCRIPTORS;
+        }
+    };
+    match setrlimit(Resource::RLIMIT_NOFILE, most, most) {
+        Ok(()) => most,
+        Err(error) => {
+            warn!(%error, "the limit of open files cannot be raised: many TLS connections may find it");
+            now
+        }
     }
+}
+
+/// Of all `[[tls_offload]]` together: what they use up, probes and the kernel's sockets would lack.
+fn connections(descriptors: u64) -> usize {
+    let ours = descriptors.saturating_sub(DESCRIPTORS_LEFT).max(descriptors / 2);
+    usize::try_from(ours / EACH).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
 }
 
 /// This thread gets what others leave.
@@ -647,6 +667,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const BEGIN_ANEW: Duration = Duration::from_secs(1);
 /// Signatures wait at most a fraction of a second here, at a thousand a second of each core.
 const QUEUE: usize = 256;
+/// Of a connection: the client's and the backend's.
+const EACH: u64 = 2;
+/// For the rest of routerd.
+const DESCRIPTORS_LEFT: u64 = 1024;
+/// What a process starts with.
+const LEAST_DESCRIPTORS: u64 = 1024;
 const MOST_BYTES: usize = 8;
 /// A batch of `crypto_mb` has eight.
 const LEAST_HANDSHAKES: usize = 8;

@@ -44,6 +44,8 @@ pub(super) struct Terms {
     pub(super) tally: Arc<Tally>,
     pub(super) sources: Arc<Mutex<Sources>>,
     pub(super) threads: Threads,
+    /// Connections that routerd has descriptors for, whatever the limits say.
+    pub(super) descriptors: Arc<Semaphore>,
 }
 
 /// Ends that connections of these terms have to expect: each sender that is dropped ends some of them.
@@ -68,9 +70,11 @@ pub(super) struct Admitted {
     stream: TcpStream,
     from: SocketAddr,
     terms: Arc<Terms>,
-    _place: Place,
-    _source: OfSource,
+    _holds: Holds,
 }
+
+/// What is given back with it.
+type Holds = (Place, OfSource, OwnedSemaphorePermit);
 
 #[derive(Debug)]
 struct OfSource(Arc<Mutex<Sources>>, IpAddr);
@@ -84,9 +88,9 @@ impl Drop for OfSource {
 /// Lets a connection in or ends it. A newcomer never takes the place of a connection that is there.
 pub(super) fn admit(stream: TcpStream, from: SocketAddr, terms: &Arc<Terms>) -> Option<Admitted> {
     match admitted(terms, from) {
-        Ok((place, source)) => {
+        Ok(holds) => {
             terms.tally.accepted.fetch_add(1, Ordering::Relaxed);
-            Some(Admitted { stream, from, terms: Arc::clone(terms), _place: place, _source: source })
+            Some(Admitted { stream, from, terms: Arc::clone(terms), _holds: holds })
         }
         Err(why) => {
             terms.tally.refuse(why);
@@ -97,15 +101,16 @@ pub(super) fn admit(stream: TcpStream, from: SocketAddr, terms: &Arc<Terms>) -> 
     }
 }
 
-fn admitted(terms: &Terms, from: SocketAddr) -> Result<(Place, OfSource), Refused> {
+fn admitted(terms: &Terms, from: SocketAddr) -> Result<Holds, Refused> {
     let limits = &terms.offload.limits;
     if !terms.pool.any_up() {
         return Err(Refused::NoBackend);
     }
     let place = terms.tally.place(limits.connections).ok_or(Refused::Connections)?;
+    let descriptors = Arc::clone(&terms.descriptors).try_acquire_owned().map_err(|_none| Refused::Descriptors)?;
     let mut sources = terms.sources.lock().unwrap_or_else(PoisonError::into_inner);
     sources.admit(from.ip(), limits, Instant::now())?;
-    Ok((place, OfSource(Arc::clone(&terms.sources), from.ip())))
+    Ok((place, OfSource(Arc::clone(&terms.sources), from.ip()), descriptors))
 }
 
 /// So that nothing of it is remembered, neither here nor there.
@@ -117,7 +122,7 @@ pub(super) fn reset(stream: &TcpStream) {
 impl Admitted {
     /// To its end. `listener` ends with the address it came in by.
     pub(super) async fn serve(self, listener: watch::Receiver<()>) {
-        let Self { stream, from, terms, _place, _source } = self;
+        let Self { stream, from, terms, _holds } = self;
         let name = &terms.offload.name;
         match serve(stream, from, &terms, listener).await {
             Ok(ended) => tracing::debug!(offload = %name, %from, ?ended, "a connection ended"),

@@ -28,6 +28,8 @@ pub(super) enum Refused {
     Connections,
     SourceConnections,
     HandshakeRate,
+    /// The process may have no more files open.
+    Descriptors,
     /// Too many sources at once to know them all.
     Sources,
     /// Handshakes wait for their signature faster than signatures are made.
@@ -62,6 +64,7 @@ impl Refused {
             Self::Connections => "connections",
             Self::SourceConnections => "source-connections",
             Self::HandshakeRate => "handshake-rate",
+            Self::Descriptors => "descriptors",
             Self::Sources => "sources",
             Self::Busy => "busy",
             Self::Timeout => "timeout",

@@ -460,6 +460,14 @@ async fn openssl_and_curl_are_served() {
     assert_eq!((String::from_utf8_lossy(&curl.stdout).as_ref(), curl.status.success()), ("behind\n", true), "{curl:?}");
 }
 
+#[test]
+fn connections_leave_descriptors_for_everything_else() {
+    for (descriptors, wanted) in [(1_024, 256), (2_048, 512), (20_000, 9_488), (1 << 20, 523_776), (0, 0)] {
+        assert_eq!(connections(descriptors), wanted, "of {descriptors}");
+    }
+    assert_eq!(connections(u64::MAX), Semaphore::MAX_PERMITS);
+}
+
 /// Signs as a device does that takes its time.
 #[derive(Debug)]
 struct Slow;
