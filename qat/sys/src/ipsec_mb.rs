@@ -1635,6 +1635,7 @@ pub struct IpsecMb {
         unsafe extern "C" fn(ptr: *mut ::core::ffi::c_void, flags: u64, reset_mgr: ::core::ffi::c_uint) -> *mut IMB_MGR,
         ::libloading::Error,
     >,
+    pub init_mb_mgr_sse: Result<unsafe extern "C" fn(state: *mut IMB_MGR), ::libloading::Error>,
     pub init_mb_mgr_auto: Result<unsafe extern "C" fn(state: *mut IMB_MGR, arch: *mut IMB_ARCH), ::libloading::Error>,
     pub imb_hmac_ipad_opad: Result<
         unsafe extern "C" fn(
@@ -1649,6 +1650,14 @@ pub struct IpsecMb {
     >,
     pub imb_set_session:
         Result<unsafe extern "C" fn(state: *mut IMB_MGR, job: *mut IMB_JOB) -> u32, ::libloading::Error>,
+    pub imb_get_arch_type_string: Result<
+        unsafe extern "C" fn(
+            state: *const IMB_MGR,
+            arch_type: *mut *const ::core::ffi::c_char,
+            description: *mut *const ::core::ffi::c_char,
+        ) -> ::core::ffi::c_int,
+        ::libloading::Error,
+    >,
 }
 impl IpsecMb {
     pub unsafe fn new<P>(path: P) -> Result<Self, ::libloading::Error>
@@ -1668,9 +1677,11 @@ impl IpsecMb {
         let imb_get_strerror = __library.get(b"imb_get_strerror\0").map(|sym| *sym);
         let imb_get_mb_mgr_size = __library.get(b"imb_get_mb_mgr_size\0").map(|sym| *sym);
         let imb_set_pointers_mb_mgr = __library.get(b"imb_set_pointers_mb_mgr\0").map(|sym| *sym);
+        let init_mb_mgr_sse = __library.get(b"init_mb_mgr_sse\0").map(|sym| *sym);
         let init_mb_mgr_auto = __library.get(b"init_mb_mgr_auto\0").map(|sym| *sym);
         let imb_hmac_ipad_opad = __library.get(b"imb_hmac_ipad_opad\0").map(|sym| *sym);
         let imb_set_session = __library.get(b"imb_set_session\0").map(|sym| *sym);
+        let imb_get_arch_type_string = __library.get(b"imb_get_arch_type_string\0").map(|sym| *sym);
         Ok(IpsecMb {
             __library,
             imb_get_version_str,
@@ -1678,9 +1689,11 @@ impl IpsecMb {
             imb_get_strerror,
             imb_get_mb_mgr_size,
             imb_set_pointers_mb_mgr,
+            init_mb_mgr_sse,
             init_mb_mgr_auto,
             imb_hmac_ipad_opad,
             imb_set_session,
+            imb_get_arch_type_string,
         })
     }
     pub unsafe fn imb_get_version_str(&self) -> *const ::core::ffi::c_char {
@@ -1703,6 +1716,9 @@ impl IpsecMb {
     ) -> *mut IMB_MGR {
         (self.imb_set_pointers_mb_mgr.as_ref().expect("Expected function, got error."))(ptr, flags, reset_mgr)
     }
+    pub unsafe fn init_mb_mgr_sse(&self, state: *mut IMB_MGR) {
+        (self.init_mb_mgr_sse.as_ref().expect("Expected function, got error."))(state)
+    }
     pub unsafe fn init_mb_mgr_auto(&self, state: *mut IMB_MGR, arch: *mut IMB_ARCH) {
         (self.init_mb_mgr_auto.as_ref().expect("Expected function, got error."))(state, arch)
     }
@@ -1721,5 +1737,13 @@ impl IpsecMb {
     }
     pub unsafe fn imb_set_session(&self, state: *mut IMB_MGR, job: *mut IMB_JOB) -> u32 {
         (self.imb_set_session.as_ref().expect("Expected function, got error."))(state, job)
+    }
+    pub unsafe fn imb_get_arch_type_string(
+        &self,
+        state: *const IMB_MGR,
+        arch_type: *mut *const ::core::ffi::c_char,
+        description: *mut *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int {
+        (self.imb_get_arch_type_string.as_ref().expect("Expected function, got error."))(state, arch_type, description)
     }
 }
