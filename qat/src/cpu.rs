@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::Error;
 use crate::engine::Checks;
-use crate::job::{Direction, Output, Work};
+use crate::job::{Direction, Output, Text, Work};
 use crate::key::{Cipher, CipherKey, EcPrivate};
 
 /// Does the work. Errors are of the input.
@@ -87,12 +87,12 @@ fn gcm(
         Direction::Seal => {
             let mut tag = vec![0; Cipher::TAG];
             let text = encrypt_aead(cipher, &key.key, Some(iv), additional, text, &mut tag);
-            Ok(Output::Text { text: Zeroizing::new(text.map_err(failed("AES-GCM"))?), tag })
+            Ok(Output::Text { text: Text::sealed(text.map_err(failed("AES-GCM"))?), tag })
         }
         Direction::Open => {
             let text = decrypt_aead(cipher, &key.key, Some(iv), additional, text, tag);
             let text = text.map_err(|_stack| Error::NotAuthentic)?;
-            Ok(Output::Text { text: Zeroizing::new(text), tag: Vec::new() })
+            Ok(Output::Text { text: Text::opened(text), tag: Vec::new() })
         }
     }
 }
@@ -107,7 +107,7 @@ fn cbc_hmac(
 ) -> Result<Output, Error> {
     match direction {
         Direction::Seal => {
-            let text = Zeroizing::new(cbc(key, Mode::Encrypt, iv, text).map_err(failed("AES-CBC"))?);
+            let text = Text::sealed(cbc(key, Mode::Encrypt, iv, text).map_err(failed("AES-CBC"))?);
             let tag = digest(key, iv, additional, &text).map_err(failed("HMAC-SHA-256"))?;
             Ok(Output::Text { text, tag })
         }
@@ -116,7 +116,7 @@ fn cbc_hmac(
             if tag.len() != ours.len() || !memcmp::eq(&ours, tag) {
                 return Err(Error::NotAuthentic);
             }
-            let text = Zeroizing::new(cbc(key, Mode::Decrypt, iv, text).map_err(failed("AES-CBC"))?);
+            let text = Text::opened(cbc(key, Mode::Decrypt, iv, text).map_err(failed("AES-CBC"))?);
             Ok(Output::Text { text, tag: Vec::new() })
         }
     }

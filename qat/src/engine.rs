@@ -17,7 +17,7 @@ use crate::calibrate::{Calibration, Class, Latencies, Side};
 use crate::device::{Care, Installed, InstanceStatus, QatUser};
 use crate::discovery::{Discovery, System};
 use crate::encoding::{self, Hash, Scheme};
-use crate::job::{Answer, Backend, Direction, Operation, Output, Place, Reason, Ticket, Verdict, Work, ticket};
+use crate::job::{Answer, Backend, Direction, Operation, Output, Place, Reason, Text, Ticket, Verdict, Work, ticket};
 use crate::key::{Cipher, CipherKey, EcPrivate, PrivateKey, RsaPrivate, X25519Private};
 use crate::{Error, cpu};
 
@@ -303,7 +303,7 @@ impl Engine {
         iv: &[u8],
         additional: &[u8],
         text: &[u8],
-    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Error> {
+    ) -> Result<(Text, Vec<u8>), Error> {
         self.cipher(key, Direction::Seal, iv, additional, text, &[])
     }
 
@@ -315,7 +315,7 @@ impl Engine {
         additional: &[u8],
         text: &[u8],
         tag: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+    ) -> Result<Text, Error> {
         if tag.len() != Cipher::TAG {
             return Err(Error::NotAuthentic);
         }
@@ -330,7 +330,7 @@ impl Engine {
         additional: &[u8],
         text: &[u8],
         tag: &[u8],
-    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Error> {
+    ) -> Result<(Text, Vec<u8>), Error> {
         let cipher = key.cipher();
         if iv.len() != cipher.iv_size() {
             return Err(Error::Length { operation: "an IV", given: iv.len(), taken: cipher.iv_size().to_string() });

@@ -145,7 +145,7 @@ impl Exercise {
             return Ok(sealing);
         }
         match cpu::run(&sealing)? {
-            Output::Text { text, tag } => Ok(work(Direction::Open, text, tag)),
+            Output::Text { text, tag } => Ok(work(Direction::Open, Zeroizing::new(text.to_vec()), tag)),
             Output::Bytes(_) | Output::Point { .. } | Output::Signature { .. } => Err(unknown()),
         }
     }
@@ -295,9 +295,8 @@ mod tests {
             let mut output = cpu::run(&work).unwrap();
             assert!(is_right(&work, &output), "{operation}");
             match &mut output {
-                Output::Bytes(bytes) | Output::Point { x: bytes, .. } | Output::Text { text: bytes, .. } => {
-                    bytes[3] ^= 1;
-                }
+                Output::Bytes(bytes) | Output::Point { x: bytes, .. } => bytes[3] ^= 1,
+                Output::Text { text, .. } => text[3] ^= 1,
                 Output::Signature { r, .. } => r[3] ^= 1,
             }
             assert!(!is_right(&work, &output), "{operation}");

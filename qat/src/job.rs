@@ -1,10 +1,11 @@
 //! What is handed to a backend, and the ticket for its answer.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::key::{Cipher, CipherKey, Curve, EcPrivate, RsaPrivate, X25519Private};
 
@@ -111,9 +112,69 @@ pub enum Output {
     },
     /// The tag is empty for a text that was opened.
     Text {
-        text: Zeroizing<Vec<u8>>,
+        text: Text,
         tag: Vec<u8>,
     },
+}
+
+/// A text out of a cipher. One that was opened is zeroed when it goes. One that was sealed is for all to see, and zeroing
+/// it would cost as much as sealing it did.
+#[derive(Clone)]
+pub struct Text {
+    bytes: Vec<u8>,
+    opened: bool,
+}
+
+impl Text {
+    pub fn opened(bytes: Vec<u8>) -> Self {
+        Self { bytes, opened: true }
+    }
+
+    pub fn sealed(bytes: Vec<u8>) -> Self {
+        Self { bytes, opened: false }
+    }
+
+    /// This text, sealed by now where it was plain.
+    #[must_use]
+    pub fn into_sealed(mut self) -> Self {
+        Self::sealed(std::mem::take(&mut self.bytes))
+    }
+}
+
+impl Deref for Text {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Text {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Text {}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        if self.opened {
+            self.bytes.zeroize();
+        }
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes.len())
+    }
 }
 
 impl Output {
@@ -284,6 +345,8 @@ struct Said {
     answer: Option<Answered>,
     /// Who waits is to look at how things stand.
     called: bool,
+    /// Whether somebody sleeps: waking nobody costs a system call too.
+    sleeps: bool,
 }
 
 #[derive(Debug)]
@@ -296,6 +359,18 @@ struct Answered {
 pub fn ticket() -> (Ticket, Reply) {
     let cell = Arc::new(Cell::default());
     (Ticket(Arc::clone(&cell)), Reply(Some(cell)))
+}
+
+impl Cell {
+    fn say(&self, what: impl FnOnce(&mut Said)) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        what(&mut said);
+        let sleeps = said.sleeps;
+        drop(said);
+        if sleeps {
+            self.heard.notify_all();
+        }
+    }
 }
 
 impl Ticket {
@@ -331,8 +406,12 @@ impl Ticket {
         if patience.is_zero() || enough(&guard) {
             return guard;
         }
+        let mut guard = guard;
+        guard.sleeps = true;
         let waited = self.0.heard.wait_timeout_while(guard, patience, |said| !enough(said));
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        let mut guard = waited.unwrap_or_else(PoisonError::into_inner).0;
+        guard.sleeps = false;
+        guard
     }
 }
 
@@ -350,15 +429,13 @@ impl Reply {
     /// Has who waits look at how things stand.
     pub fn call(&self) {
         if let Some(cell) = &self.0 {
-            cell.said.lock().unwrap_or_else(PoisonError::into_inner).called = true;
-            cell.heard.notify_all();
+            cell.say(|said| said.called = true);
         }
     }
 
     fn give(&mut self, answer: Answer, cost: Duration) -> bool {
         let Some(cell) = self.0.take() else { return false };
-        cell.said.lock().unwrap_or_else(PoisonError::into_inner).answer = Some(Answered { answer, cost });
-        cell.heard.notify_all();
+        cell.say(|said| said.answer = Some(Answered { answer, cost }));
         Arc::strong_count(&cell) > 1
     }
 }

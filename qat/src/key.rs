@@ -325,8 +325,8 @@ pub struct CipherKey {
     pub(crate) cipher: Cipher,
     pub(crate) key: Zeroizing<Vec<u8>>,
     pub(crate) hash_key: Zeroizing<Vec<u8>>,
-    /// What a library made of it, at the first use.
-    pub(crate) schedule: OnceLock<Schedule>,
+    /// What a library made of it at the first use, for each of the kinds of CPU that it was set up for.
+    pub(crate) schedules: [OnceLock<Schedule>; 2],
 }
 
 /// Room on the boundary of a cache line for what a library makes of a key. Zeroed when it goes.
@@ -373,7 +373,7 @@ impl CipherKey {
             cipher,
             key: Zeroizing::new(key.to_vec()),
             hash_key: Zeroizing::new(hash_key.to_vec()),
-            schedule: OnceLock::new(),
+            schedules: Default::default(),
         })
     }
 

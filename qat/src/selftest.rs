@@ -9,7 +9,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::encoding::Hash;
-use crate::job::{Direction, Operation, Output, Work};
+use crate::job::{Direction, Operation, Output, Text, Work};
 use crate::key::{Cipher, CipherKey, Curve, EcPrivate, PrivateKey, X25519Private};
 
 #[derive(Debug)]
@@ -66,7 +66,7 @@ fn build() -> Option<Vec<Test>> {
             text: Zeroizing::new(text.to_vec()),
             tag: tag.to_vec(),
         };
-        let output = |text: &[u8], tag: &[u8]| Output::Text { text: Zeroizing::new(text.to_vec()), tag: tag.to_vec() };
+        let output = |text: &[u8], tag: &[u8]| Output::Text { text: Text::sealed(text.to_vec()), tag: tag.to_vec() };
         tests.push(Test::new(work(Direction::Seal, &plain, &[]), output(&sealed, &tag)));
         tests.push(Test::new(work(Direction::Open, &sealed, &tag), output(&plain, &[])));
     }

@@ -16,21 +16,30 @@ use qat_sys::ipsec_mb::{
     IpsecMb as Functions, gcm_key_data,
 };
 use qat_sys::{Multi as Opened, multi};
-use zeroize::Zeroizing;
 
 use super::Multi;
-use crate::job::{Answer, Direction, Operation, Output, Reason, Work};
+use crate::job::{Answer, Direction, Operation, Output, Reason, Text, Work};
 use crate::key::{Cipher, CipherKey, Schedule};
 
 #[derive(Debug)]
 pub(super) struct IpsecMb {
     library: Arc<Opened<Functions>>,
+    set: Set,
     idle: Mutex<Vec<Manager>>,
+}
+
+/// Which instructions: the library's own choice is not always the quickest. Where a CPU has SHA-NI but not all that its
+/// code for AVX2 with SHA-NI wants, it hashes without; its code for SSE hashes with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Set {
+    Auto,
+    Sse,
 }
 
 #[derive(Debug)]
 struct Manager {
     library: Arc<Opened<Functions>>,
+    set: Set,
     /// What `state` points into. Never moves.
     _memory: Schedule,
     state: *mut IMB_MGR,
@@ -39,12 +48,23 @@ struct Manager {
 // SAFETY: the library ties nothing of a manager to a thread.
 unsafe impl Send for Manager {}
 
-/// The library, and what is told of it.
-pub(super) fn open(path: Option<&Path>) -> Result<(IpsecMb, String), String> {
+/// The library, set up in each way that there is, and what is told of it.
+pub(super) fn open(path: Option<&Path>) -> Result<(Vec<IpsecMb>, String), String> {
     let library = Arc::new(multi::ipsec_mb(path).map_err(|error| error.to_string())?);
-    let manager = Manager::new(&library).map_err(|why| format!("{}: {why}", library.path().display()))?;
-    let told = format!("{} {}", library.path().display(), version(&library));
-    Ok((IpsecMb { library, idle: Mutex::new(vec![manager]) }, told))
+    let one = |set| {
+        let manager = Manager::new(&library, set).map_err(|why| format!("{}: {why}", library.path().display()))?;
+        let told = manager.told();
+        Ok::<_, String>((IpsecMb { library: Arc::clone(&library), set, idle: Mutex::new(vec![manager]) }, told))
+    };
+    let (auto, mut told) = one(Set::Auto)?;
+    let mut all = vec![auto];
+    if let Ok((sse, sse_told)) = one(Set::Sse)
+        && sse_told != told
+    {
+        all.push(sse);
+        told = format!("{told} and {sse_told}");
+    }
+    Ok((all, format!("{} {}: {told}", library.path().display(), version(&library))))
 }
 
 fn version(library: &Opened<Functions>) -> String {
@@ -60,7 +80,10 @@ fn version(library: &Opened<Functions>) -> String {
 
 impl Multi for IpsecMb {
     fn name(&self) -> &'static str {
-        "ipsec-mb"
+        match self.set {
+            Set::Auto => "ipsec-mb",
+            Set::Sse => "ipsec-mb (SSE)",
+        }
     }
 
     fn width(&self, operation: Operation) -> Option<usize> {
@@ -82,7 +105,7 @@ impl Multi for IpsecMb {
 
     fn run(&self, _operation: Operation, works: &[&Work]) -> Vec<Answer> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let manager = match idle.map_or_else(|| Manager::new(&self.library), Ok) {
+        let manager = match idle.map_or_else(|| Manager::new(&self.library, self.set), Ok) {
             Ok(manager) => manager,
             Err(why) => {
                 tracing::warn!(%why, "no manager of ipsec-mb");
@@ -109,20 +132,21 @@ struct Packet<'a> {
     text: &'a [u8],
     wanted: &'a [u8],
     /// The output; for CBC the additional data and the IV come before it, since the digest is over all of it in a row.
-    out: Zeroizing<Vec<u8>>,
+    out: Text,
     before: usize,
     tag: [u8; Cipher::TAG],
     done: bool,
 }
 
 impl Manager {
-    fn new(library: &Arc<Opened<Functions>>) -> Result<Self, String> {
+    fn new(library: &Arc<Opened<Functions>>, set: Set) -> Result<Self, String> {
         let functions = library.functions();
         let lacking = |name: &str| format!("the library has no {name}");
         let size = functions.imb_get_mb_mgr_size.as_ref().map_err(|_missing| lacking("imb_get_mb_mgr_size"))?;
         let place =
             functions.imb_set_pointers_mb_mgr.as_ref().map_err(|_missing| lacking("imb_set_pointers_mb_mgr"))?;
-        let init = functions.init_mb_mgr_auto.as_ref().map_err(|_missing| lacking("init_mb_mgr_auto"))?;
+        let auto = functions.init_mb_mgr_auto.as_ref().map_err(|_missing| lacking("init_mb_mgr_auto"))?;
+        let sse = functions.init_mb_mgr_sse.as_ref().map_err(|_missing| lacking("init_mb_mgr_sse"))?;
         let error = functions.imb_get_errno.as_ref().map_err(|_missing| lacking("imb_get_errno"))?;
         // SAFETY: takes nothing.
         let mut memory = Schedule::zeroed(unsafe { size() });
@@ -132,16 +156,31 @@ impl Manager {
             return Err("imb_set_pointers_mb_mgr gives nothing".to_owned());
         }
         let mut architecture: IMB_ARCH = 0;
-        // SAFETY: the manager was set up in memory that is ours alone.
-        unsafe { init(state, &raw mut architecture) };
+        match set {
+            // SAFETY: the manager was set up in memory that is ours alone.
+            Set::Auto => unsafe { auto(state, &raw mut architecture) },
+            // SAFETY: as above.
+            Set::Sse => unsafe { sse(state) },
+        }
         // SAFETY: as above.
         let status = unsafe { error(state) };
         if status != 0 {
-            return Err(format!(
-                "init_mb_mgr_auto fails with error {status}: the CPU lacks AES-NI, or the self-test failed"
-            ));
+            return Err(format!("its start fails with error {status}: the CPU lacks AES-NI, or the self-test failed"));
         }
-        Ok(Self { library: Arc::clone(library), _memory: memory, state })
+        Ok(Self { library: Arc::clone(library), set, _memory: memory, state })
+    }
+
+    /// For which kind of CPU it is set up.
+    fn told(&self) -> String {
+        let (mut kind, mut told) = (std::ptr::null(), std::ptr::null());
+        let Ok(name) = self.library.functions().imb_get_arch_type_string.as_ref() else { return "unknown".to_owned() };
+        // SAFETY: the manager lives, and both pointers may be written.
+        let status = unsafe { name(self.state, &raw mut kind, &raw mut told) };
+        if status != 0 || kind.is_null() {
+            return "unknown".to_owned();
+        }
+        // SAFETY: a constant of the library, which is never closed.
+        unsafe { CStr::from_ptr(kind) }.to_string_lossy().into_owned()
     }
 
     /// None where the library refuses; it is not known in which state it is then.
@@ -153,12 +192,13 @@ impl Manager {
 
     fn packet<'a>(&self, work: &'a Work) -> Option<Packet<'a>> {
         let Work::Cipher { key, direction, iv, additional, text, tag } = work else { return None };
-        let schedule = if let Some(schedule) = key.schedule.get() {
+        let kept = &key.schedules[self.set as usize];
+        let schedule = if let Some(schedule) = kept.get() {
             schedule
         } else {
             let schedule = self.expand(key)?;
             // Another thread's, made of the same key, is as good.
-            key.schedule.get_or_init(|| schedule)
+            kept.get_or_init(|| schedule)
         };
         let (out, before) = match key.cipher {
             Cipher::Aes128Gcm | Cipher::Aes256Gcm => (vec![0; text.len()], 0),
@@ -174,7 +214,8 @@ impl Manager {
             additional,
             text,
             wanted: tag,
-            out: Zeroizing::new(out),
+            // Plain, until it is known to be sealed.
+            out: Text::opened(out),
             before,
             tag: [0; Cipher::TAG],
             done: false,
@@ -227,17 +268,19 @@ impl Manager {
         let set_session = self.library.functions().imb_set_session.as_ref().ok()?;
         let mut suite = None;
         for (index, (packet, job)) in packets.iter_mut().zip(jobs).enumerate() {
-            let mut filled = packet.job(index);
+            // SAFETY: the library gave this job to be filled; it is of numbers and pointers, of which all may be zero.
+            unsafe { job.write_bytes(0, 1) };
+            // SAFETY: as above, and nobody else has it.
+            let filled = unsafe { &mut *job };
+            packet.fill(filled, index);
             // Which of its functions are to run; the same for all, since all are of one operation.
             if let Some((suite, session)) = suite {
                 (filled.suite_id, filled.session_id) = (suite, session);
             } else {
                 // SAFETY: the job is filled, and the manager lives.
-                unsafe { set_session(self.state, &raw mut filled) };
+                unsafe { set_session(self.state, filled) };
                 suite = Some((filled.suite_id, filled.session_id));
             }
-            // SAFETY: the library gave this job to be filled.
-            unsafe { job.write(filled) };
         }
         let mut done = 0;
         // SAFETY: the jobs are those that were given; all they point to lives until the end of this function, and lies
@@ -265,9 +308,8 @@ impl Manager {
 }
 
 impl Packet<'_> {
-    fn job(&mut self, index: usize) -> IMB_JOB {
-        // SAFETY: a structure of numbers and pointers, of which all may be zero.
-        let mut job: IMB_JOB = unsafe { std::mem::zeroed() };
+    /// What of a job is not zero.
+    fn fill(&mut self, job: &mut IMB_JOB, index: usize) {
         let length = self.text.len() as u64;
         let base = self.schedule.as_ptr();
         job.key_len_in_bytes = self.key.cipher.key_size() as u64;
@@ -306,7 +348,6 @@ impl Packet<'_> {
                 job.__bindgen_anon_5.msg_len_to_hash_in_bytes = self.out.len() as u64;
             }
         }
-        job
     }
 
     fn answer(mut self) -> Answer {
@@ -319,11 +360,11 @@ impl Packet<'_> {
             return Answer::Invalid;
         }
         self.out.drain(..self.before);
-        let tag = match self.direction {
-            Direction::Seal => self.tag.to_vec(),
-            Direction::Open => Vec::new(),
+        let (text, tag) = match self.direction {
+            Direction::Seal => (self.out.into_sealed(), self.tag.to_vec()),
+            Direction::Open => (self.out, Vec::new()),
         };
-        Answer::Done(Output::Text { text: self.out, tag })
+        Answer::Done(Output::Text { text, tag })
     }
 }
 

@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::heard;
 use super::memory::{LONGEST_TEXT, Slot};
-use crate::job::{Direction, Operation, Output, Work};
+use crate::job::{Direction, Operation, Output, Text, Work};
 use crate::key::{Cipher, CipherKey, Domain};
 
 /// What was laid out, and where the result will be.
@@ -241,7 +241,10 @@ impl Request {
             }
             Self::Cipher { text, tag, .. } => {
                 let tag = tag.map(|tag| slot.read(tag).to_vec()).unwrap_or_default();
-                Output::Text { text: slot.read(text), tag }
+                // A tag comes with what was sealed.
+                let text = slot.read(text).to_vec();
+                let text = if tag.is_empty() { Text::opened(text) } else { Text::sealed(text) };
+                Output::Text { text, tag }
             }
         }
     }
