@@ -14,7 +14,7 @@ LAB := target/$(PROFILE)/lab
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
 	@echo 'make test        format, lints, documentation and every test, also those that need namespaces'
-	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path'
+	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path, crypto'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets, requests and bundles'
 	@echo 'make campaign    100,000 crypto operations on a simulated device under every fault; about five minutes'
 	@echo 'make browser     a headless Chromium at TLS that the router ends; installs it'
@@ -54,7 +54,7 @@ guest: root bpf
 	    $$(tests/guest/program router-daemon trunk) $$(tests/guest/program ebpf golden)
 	tests/guest/run --disk target/lab/guest $$(tests/guest/program router-daemon reboot) --nocapture
 
-bench: root bpf
+bench: root bpf qat
 	cargo build --workspace --release
 	cargo bench -p bench --bench compile
 	target/release/failover
@@ -63,6 +63,7 @@ bench: root bpf
 	target/release/testrun
 	target/release/cache
 	target/release/fastpath
+	cargo run --release -p qat --example batch
 
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
