@@ -345,8 +345,8 @@ struct Said {
     answer: Option<Answered>,
     /// Who waits is to look at how things stand.
     called: bool,
-    /// Whether somebody sleeps: waking nobody costs a system call too.
-    sleeps: bool,
+    /// How many sleep: waking nobody costs a system call too.
+    sleepers: usize,
 }
 
 #[derive(Debug)]
@@ -365,9 +365,9 @@ impl Cell {
     fn say(&self, what: impl FnOnce(&mut Said)) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         what(&mut said);
-        let sleeps = said.sleeps;
+        let sleepers = said.sleepers;
         drop(said);
-        if sleeps {
+        if sleepers > 0 {
             self.heard.notify_all();
         }
     }
@@ -407,10 +407,10 @@ impl Ticket {
             return guard;
         }
         let mut guard = guard;
-        guard.sleeps = true;
+        guard.sleepers += 1;
         let waited = self.0.heard.wait_timeout_while(guard, patience, |said| !enough(said));
         let mut guard = waited.unwrap_or_else(PoisonError::into_inner).0;
-        guard.sleeps = false;
+        guard.sleepers -= 1;
         guard
     }
 }
@@ -467,6 +467,21 @@ mod tests {
         assert!(gone.wait(Duration::ZERO).is_none());
         drop(gone);
         assert!(!reply.answer(Answer::Invalid));
+    }
+
+    #[test]
+    fn an_answer_wakes_who_waits_longest_though_another_gave_up() {
+        let (ticket, reply) = ticket();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| ticket.is_ready_or_called_within(Duration::from_mins(10)));
+            while ticket.0.said.lock().unwrap().sleepers == 0 {
+                std::thread::yield_now();
+            }
+            // Another waits beside it, and gives up.
+            assert!(!ticket.is_ready_or_called_within(Duration::from_millis(1)));
+            assert!(reply.answer(Answer::Invalid));
+            assert!(waits.join().unwrap());
+        });
     }
 
     #[test]
