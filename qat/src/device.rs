@@ -70,6 +70,8 @@ pub struct InstanceStatus {
     pub name: String,
     pub part: String,
     pub version: String,
+    /// Which device it is of: instances of two may have one name.
+    pub package: u16,
     pub node: u32,
     pub state: State,
     pub in_flight: usize,
@@ -253,6 +255,7 @@ impl QatUser {
             name: instance.information.name.clone(),
             part: instance.information.part.clone(),
             version: instance.information.version.clone(),
+            package: instance.information.package,
             node: instance.information.node,
             state: lock(&instance.breaker).state(),
             in_flight: instance.in_flight.load(Ordering::Relaxed),
@@ -659,7 +662,7 @@ fn start(library: &Library, process: &str) -> Result<(), String> {
     };
     if status != CPA_STATUS_SUCCESS {
         return Err(format!(
-            "icp_sal_userStart answers {status}: is there a section {process} in the driver's configuration, and its service running?"
+            "icp_sal_userStart answers {status}: is there a section {process} in the driver's configuration with a process to spare (NumProcesses), and its service running?"
         ));
     }
     Ok(())

@@ -95,7 +95,7 @@ pub enum Checks {
 /// Crypto that does not fail. Shared by threads as it is.
 #[derive(Debug)]
 pub struct Engine {
-    route: Route,
+    route: Mutex<Route>,
     checks: Checks,
     least_deadline: Duration,
     backends: Vec<Arc<dyn Backend>>,
@@ -215,7 +215,7 @@ impl Engine {
         backends.extend(batch.clone().map(|batch| batch as Arc<dyn Backend>));
         backends.extend(options.backends);
         Self {
-            route: options.route,
+            route: Mutex::new(options.route),
             checks: options.checks,
             least_deadline: options.least_deadline,
             backends,
@@ -380,7 +380,8 @@ impl Engine {
         if takers().next().is_none() {
             return Err(Reason::NotSupported);
         }
-        match self.route {
+        let route = *lock(&self.route);
+        match route {
             Route::Cpu => return Err(Reason::Configured),
             Route::Measured if lock(&self.calibration).choose(class, depth) == Side::Cpu => {
                 return Err(Reason::Cheaper);
@@ -396,6 +397,11 @@ impl Engine {
             }
         }
         Err(reason)
+    }
+
+    /// Asks others first from here on.
+    pub fn set_route(&self, route: Route) {
+        *lock(&self.route) = route;
     }
 
     pub fn status(&self) -> Status {

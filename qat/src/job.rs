@@ -257,12 +257,10 @@ impl Reason {
         Self::Invalid,
         Self::Stopping,
     ];
-}
 
-impl fmt::Display for Reason {
     /// As metrics have it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    pub fn word(self) -> &'static str {
+        match self {
             Self::NoDevice => "no-device",
             Self::NotSupported => "not-supported",
             Self::Cheaper => "cheaper",
@@ -277,7 +275,13 @@ impl fmt::Display for Reason {
             Self::WrongAnswer => "wrong-answer",
             Self::Invalid => "invalid",
             Self::Stopping => "stopping",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }
 
