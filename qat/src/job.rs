@@ -439,8 +439,13 @@ impl Reply {
 
     fn give(&mut self, answer: Answer, cost: Duration) -> bool {
         let Some(cell) = self.0.take() else { return false };
-        cell.say(|said| said.answer = Some(Answered { answer, cost }));
-        Arc::strong_count(&cell) > 1
+        let mut waited = false;
+        cell.say(|said| {
+            // Before it is there: who gets it may be gone with it at once.
+            waited = Arc::strong_count(&cell) > 1;
+            said.answer = Some(Answered { answer, cost });
+        });
+        waited
     }
 }
 
@@ -467,6 +472,13 @@ mod tests {
         let (waits, reply) = ticket();
         assert!(reply.answer(Answer::Invalid));
         assert!(matches!(waits.wait(Duration::ZERO), Some(Answer::Invalid)));
+        // Also where it goes away with its answer at once.
+        for _ in 0..2_000 {
+            let (waits, reply) = ticket();
+            let waiting = std::thread::spawn(move || drop(waits.wait(Duration::from_mins(1))));
+            assert!(reply.answer(Answer::Invalid));
+            waiting.join().unwrap();
+        }
         let (gone, reply) = ticket();
         assert!(gone.wait(Duration::ZERO).is_none());
         drop(gone);
