@@ -134,6 +134,8 @@ pub struct Signed {
 pub struct Counts {
     /// By a backend, with a right answer.
     pub offloaded: u64,
+    /// The same by the backend's name.
+    pub by: BTreeMap<&'static str, u64>,
     /// By the CPU, for this reason.
     pub cpu: BTreeMap<Reason, u64>,
     /// Not at all: the caller's error.
@@ -444,7 +446,10 @@ impl Pending<'_> {
                 let own = thread_time().saturating_sub(clock).saturating_sub(led);
                 let (cpu, latency) = (self.spent + own + cost, self.began.elapsed());
                 lock(&self.engine.calibration).record(self.class, self.depth, Side::Device, cpu, latency);
-                lock(&self.engine.counts).entry(self.class.operation).or_default().offloaded += 1;
+                let mut counts = lock(&self.engine.counts);
+                let counts = counts.entry(self.class.operation).or_default();
+                counts.offloaded += 1;
+                *counts.by.entry(by).or_default() += 1;
                 Ok(Done { output, by, fallback: None })
             }
             Err(reason) => self.on_the_cpu(reason),
