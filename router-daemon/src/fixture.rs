@@ -20,6 +20,7 @@ use mwan::state::{PortMode, ZoneId};
 
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, FastPort, Fed, LineCount, LinkCount};
+use crate::crypto::{CryptoBatch, CryptoChoice, CryptoInstance, CryptoOperation, CryptoStatus, CryptoStep};
 use crate::event_log::{self, Denied, Logged, packet};
 use crate::outside::OutletLine;
 use crate::service::tls_offload::{
@@ -312,6 +313,57 @@ pub(crate) fn tls_offload() -> Vec<OffloadLine> {
         signatures: vec![SignatureCount { engine: "cpu".to_owned(), fallback: "no-device".to_owned(), count: 8 }],
         kernel_tls: "not used".to_owned(),
     }]
+}
+
+/// A card of two instances, one of which does not do X25519 and restarts.
+pub(crate) fn crypto() -> CryptoStatus {
+    let instance = |device, x25519| CryptoInstance {
+        name: "SSL0".to_owned(),
+        device,
+        simulator: false,
+        part: "c6xx".to_owned(),
+        version: "1.0".to_owned(),
+        node: 0,
+        state: if x25519 { "in use" } else { "restarting" }.to_owned(),
+        in_flight: 3,
+        tests: BTreeMap::from([("RSA-2048 private".to_owned(), true), ("X25519".to_owned(), x25519)]),
+        answered: 4_212,
+        late: 1,
+        retries: 7,
+        restarts: 2,
+        resets: u64::from(!x25519),
+    };
+    CryptoStatus {
+        missing: None,
+        steps: vec![
+            CryptoStep { what: "card".to_owned(), found: true, text: "0000:3d:00.0, 0000:3f:00.0".to_owned() },
+            CryptoStep { what: "kernel crypto".to_owned(), found: false, text: "the kernel has none".to_owned() },
+        ],
+        instances: vec![instance(0, true), instance(1, false)],
+        batches: vec![CryptoBatch {
+            operation: "RSA-2048 private".to_owned(),
+            library: "crypto_mb".to_owned(),
+            in_use: true,
+            width: 8,
+            batches: 5,
+            operations: 31,
+        }],
+        operations: vec![CryptoOperation {
+            operation: "RSA-2048 private".to_owned(),
+            offloaded: 4_180,
+            batched: 31,
+            cpu: BTreeMap::from([("cheaper".to_owned(), 96), ("deadline".to_owned(), 1)]),
+            refused: 0,
+        }],
+        choices: vec![CryptoChoice {
+            operation: "RSA-2048 private".to_owned(),
+            below_bytes: 0,
+            in_flight: 8,
+            cpu_seconds: 0.000_61,
+            offload_seconds: 0.000_04,
+            choice: Some("qat".to_owned()),
+        }],
+    }
 }
 
 /// A collector that is away.

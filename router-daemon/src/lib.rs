@@ -6,6 +6,7 @@ pub mod ask;
 pub mod audits;
 pub mod bundle;
 pub mod counters;
+pub mod crypto;
 pub mod difference;
 pub mod event_log;
 pub mod event_loop;

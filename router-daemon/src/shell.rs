@@ -159,6 +159,10 @@ const EXAMPLES: &[(&str, &str)] = &[
          routerctl replay incident.journal --config other.toml",
     ),
     ("routerctl simulate", "Example:\n  routerctl simulate --journal incident.journal --set probe.interval=200ms"),
+    ("routerctl qat", "Examples:\n  routerctl qat status\n  routerctl qat selftest"),
+    ("routerctl qat status", "Examples:\n  routerctl qat status\n  routerctl --json qat status | jq .steps"),
+    ("routerctl qat selftest", "Example:\n  routerctl qat selftest ~/report --for 1m"),
+    ("routerctl qat bench", "Example:\n  routerctl qat bench --for 1s"),
     ("routerctl version", "Example:\n  routerctl version"),
     (
         "routerctl completions",

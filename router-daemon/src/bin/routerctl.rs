@@ -1,5 +1,5 @@
-//! What an operator types. Everything but `check`, `replay` and `simulate` asks a running routerd over its socket; those
-//! read files and need no privileges.
+//! What an operator types. Everything but `check`, `replay`, `simulate` and `qat` asks a running routerd over its socket;
+//! those read files, or the machine, and need no privileges.
 
 use std::fmt::Display;
 use std::fs;
@@ -22,6 +22,7 @@ use router_daemon::api::schema;
 use router_daemon::ask::{ApplyReport, How};
 use router_daemon::audits::AuditReport;
 use router_daemon::bundle::{self, RestoreReport, SaveReport};
+use router_daemon::crypto::command::{Qat, Told};
 use router_daemon::difference::{Difference, TextDifference};
 use router_daemon::event_log::{Denied, Group, Kind};
 use router_daemon::happening::Happening;
@@ -226,6 +227,10 @@ enum Command {
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<Setting>,
     },
+    /// The crypto device of this machine, a QAT: what there is, whether it is right, how fast it is. Needs no routerd.
+    ///
+    /// Where there is none, it says what is missing and what to install.
+    Qat(Qat),
     /// The versions of routerctl and of the routerd that runs.
     Version,
     /// Write the site file that the files of another router come to, and tell what was left out. Needs no routerd.
@@ -538,6 +543,15 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             let text = text_of(journal)?;
             let simulation = simulate(text.lines(), set).map_err(|error| Failure::Refused(error.to_string()))?;
             if json { show(&simulation) } else { say(told(&simulation).trim_end()) }
+        }
+        Command::Qat(qat) => {
+            let Told { text, json: object, passed } = qat.run().map_err(Failure::Refused)?;
+            if json {
+                show(&object)?;
+            } else {
+                say(text.trim_end())?;
+            }
+            if passed { Ok(()) } else { Err(Failure::Refused(String::new())) }
         }
         Command::Version => {
             let own = env!("CARGO_PKG_VERSION");
@@ -859,7 +873,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  refused, and nothing changed: a problem in the input, an unknown name, no permission, another change that waits
-     for its confirmation, a change that would cut this session; a replay that differs
+     for its confirmation, a change that would cut this session; a replay that differs; a crypto self-test that finds
+     no device, or one that is not right
   2  the command line is wrong
   3  routerd cannot be reached
   4  routerd failed
