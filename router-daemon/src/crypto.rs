@@ -1,14 +1,113 @@
-//! Crypto offload as people and programs are told of it: by `status`, the metrics, page 7 of the screen, and
-//! `routerctl qat`. The crate `qat` does it.
+//! The one engine of routerd, and what is told of it: by `status`, the metrics, page 7 of the screen, and
+//! `routerctl qat`. The crate `qat` does the crypto.
+//!
+//! It is there as long as somebody has it, which is `[[tls_offload]]`: nothing runs, and no memory is pinned, where no
+//! site file asks for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use qat::{Side, State, Step};
+use qat::{Engine, Options, Side, State, Step};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub mod command;
+
+/// Where the engine is had, and asked how it is. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Crypto(Arc<Desk>);
+
+#[derive(Debug, Default)]
+struct Desk {
+    /// Held while a device is looked for: who comes meanwhile gets the same engine.
+    last: Mutex<Weak<InUse>>,
+    /// Held for a moment: nobody who asks waits for a device.
+    stage: Mutex<Stage>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum Stage {
+    /// Nobody has one.
+    #[default]
+    Idle,
+    Looking,
+    Running(Arc<Engine>),
+    /// Nobody has it any more, and it gives its device back.
+    Ending,
+}
+
+/// The engine in somebody's hands. It ends with the last of them.
+#[derive(Debug)]
+pub struct InUse {
+    // Dropped in this order.
+    engine: Arc<Engine>,
+    ended: Ended,
+}
+
+#[derive(Debug)]
+struct Ended(Arc<Desk>);
+
+impl Crypto {
+    /// The engine of this process. The first who asks waits until a device was looked for and tested: some seconds, and
+    /// nothing else is to be done on this thread. Only then do `options` count.
+    pub fn engine(&self, options: Options) -> Arc<InUse> {
+        let desk = &self.0;
+        let mut last = lock(&desk.last);
+        if let Some(engine) = last.upgrade() {
+            return engine;
+        }
+        // Two of them would ask for the same instances.
+        let ends = |stage: &mut Stage| matches!(stage, Stage::Running(_) | Stage::Ending);
+        let mut stage = desk.ended.wait_while(lock(&desk.stage), ends).unwrap_or_else(PoisonError::into_inner);
+        *stage = Stage::Looking;
+        drop(stage);
+        let engine = Arc::new(Engine::start(options));
+        *lock(&desk.stage) = Stage::Running(Arc::clone(&engine));
+        let engine = Arc::new(InUse { engine, ended: Ended(Arc::clone(desk)) });
+        *last = Arc::downgrade(&engine);
+        engine
+    }
+
+    /// `None` while nobody has it.
+    pub fn status(&self) -> Option<CryptoStatus> {
+        // Under the lock, so that the engine does not end on the thread of somebody who only asks.
+        match &*lock(&self.0.stage) {
+            Stage::Idle | Stage::Ending => None,
+            Stage::Looking => {
+                Some(CryptoStatus { missing: Some("it is being looked for".to_owned()), ..CryptoStatus::default() })
+            }
+            Stage::Running(engine) => Some(CryptoStatus::new(&engine.status())),
+        }
+    }
+}
+
+impl Deref for InUse {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        *lock(&self.ended.0.stage) = Stage::Ending;
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        *lock(&self.0.stage) = Stage::Idle;
+        self.0.ended.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The engine at one moment. Without a device, the CPU does every operation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -131,6 +230,40 @@ impl CryptoStatus {
     /// There is no card: the library of our tests answers.
     pub fn is_simulated(&self) -> bool {
         self.instances.iter().any(|instance| instance.simulator)
+    }
+
+    /// What an operator should know of it.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        let mut told = Vec::new();
+        if self.is_simulated() {
+            told.push(format!("crypto: the device is a {SIMULATOR}"));
+        }
+        for instance in &self.instances {
+            let (title, state) = (instance.title(), &instance.state);
+            if !instance.in_use() {
+                told.push(format!("crypto: {title} is {state}: what it would do, others or the CPU do"));
+            } else if !instance.failed().is_empty() {
+                told.push(format!("crypto: {title} has {}", instance.answers()));
+            }
+        }
+        for CryptoBatch { operation, library, .. } in self.batches.iter().filter(|batch| !batch.in_use) {
+            told.push(format!("crypto: {operation} by {library} was wrong: out of use until routerd starts again"));
+        }
+        told
+    }
+
+    /// Who does it, in one line.
+    pub(crate) fn summary(&self) -> String {
+        let (device, batched, openssl) = self.done();
+        let cpu = format!("{batched} in batches on the CPU, {openssl} by OpenSSL");
+        match &self.missing {
+            None => format!(
+                "crypto: {} of {} instances of the device in use: {device} operations by it, {cpu}",
+                self.instances.iter().filter(|instance| instance.in_use()).count(),
+                self.instances.len()
+            ),
+            Some(missing) => format!("crypto: {cpu}; no device: {missing}"),
+        }
     }
 
     /// How many operations the device did, how many were done in batches, and how many by OpenSSL.
@@ -306,3 +439,35 @@ const IN_USE: &str = "in use";
 /// The name of the device's backend.
 const DEVICE: &str = "qat";
 const SIMULATOR: &str = "SIMULATOR";
+
+#[cfg(test)]
+mod tests {
+    use qat_sim::Simulator;
+
+    use super::*;
+
+    fn simulated(simulator: &Simulator) -> Options {
+        Options { installed: Some(qat::Installed::At(simulator.path().to_owned())), ..Options::default() }
+    }
+
+    #[test]
+    fn there_is_one_engine_however_many_ask_and_none_when_nobody_has_it() {
+        let simulator = Simulator::fresh();
+        let crypto = Crypto::default();
+        assert_eq!(crypto.status(), None);
+        let engines = std::thread::scope(|scope| {
+            let threads = [(); 4].map(|()| scope.spawn(|| crypto.engine(simulated(&simulator))));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert!(engines.iter().all(|engine| Arc::ptr_eq(engine, &engines[0])));
+        assert!(simulator.count(qat_sim::Count::Pinned) > 0);
+        let status = crypto.status().unwrap();
+        assert_eq!((status.missing, status.instances.len()), (None, 3));
+        let [last, rest @ ..] = engines;
+        drop(rest);
+        assert!(crypto.status().is_some());
+        drop(last);
+        assert_eq!((crypto.status(), simulator.count(qat_sim::Count::Pinned)), (None, 0));
+        assert_eq!(crypto.engine(simulated(&simulator)).status().instances.len(), 3);
+    }
+}

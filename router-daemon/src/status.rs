@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::https::Listener;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
+use crate::crypto::CryptoStatus;
 use crate::outside::OutletLine;
 use crate::service::tls_offload::OffloadLine;
 
@@ -69,6 +70,9 @@ pub struct Status {
     /// Where the router ends TLS.
     #[serde(default)]
     pub tls_offload: Vec<OffloadLine>,
+    /// Who does its crypto; `None` where nothing of the site file needs any.
+    #[serde(default)]
+    pub crypto: Option<CryptoStatus>,
 }
 
 /// A cell of the matrix that is audited.
@@ -247,6 +251,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         entries: Vec::new(),
         outlets: Vec::new(),
         tls_offload: Vec::new(),
+        crypto: None,
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());
@@ -506,7 +511,10 @@ impl fmt::Display for Status {
             note(f, 0, &first)?;
             below.iter().try_for_each(|line| note(f, 2, line))?;
         }
-        Ok(())
+        match &self.crypto {
+            Some(crypto) => writeln!(f).and_then(|()| note(f, 0, &crypto.summary())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -543,7 +551,12 @@ impl Status {
                 note(f, 2, &format!("{kind} {to}: {trouble} ({waiting} events wait, {dropped} dropped)"))?;
             }
         }
-        for told in self.tls_offload.iter().flat_map(OffloadLine::troubles) {
+        for offload in &self.tls_offload {
+            for told in offload.troubles() {
+                note(f, 2, &format!("tls_offload {}: {told}", offload.name))?;
+            }
+        }
+        for told in self.crypto.iter().flat_map(CryptoStatus::troubles) {
             note(f, 2, &told)?;
         }
         if self.applies.drift_repaired > 0 {
@@ -779,7 +792,8 @@ mod tests {
     #[test]
     fn the_page_reads_well_on_80_columns() {
         let page = of(&fixture::view(), &Ok(fixture::counters()));
-        let page = Status { tls_offload: fixture::tls_offload(), ..page }.to_string();
+        let (tls_offload, crypto) = (fixture::tls_offload(), Some(fixture::crypto()));
+        let page = Status { tls_offload, crypto, ..page }.to_string();
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         insta::assert_snapshot!(page);
     }

@@ -35,9 +35,9 @@ Pages:
   4  denied: refused packets as they happen, equal ones together
   5  ports and VLANs: carrier, speed, errors, neighbours
   6  services: what runs beside the router, and whether it does what it is there for
+  7  crypto: where TLS is ended, who signs, the device and what was measured
   8  journal: what happened and why, the newest first
   9  config: how the site file and what is in force differ
-  7 (crypto) is not in this version
 
 Keys:
   1-9             the page of this number; tab: the next one

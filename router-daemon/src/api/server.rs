@@ -45,6 +45,7 @@ use crate::audits::AuditReport;
 use crate::bundle::key::BoxKey;
 use crate::bundle::{self, Bundle, Contents, RestoreReport, SaveReport, Unfit};
 use crate::counters::{CounterSource, Counters};
+use crate::crypto::Crypto;
 use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::{EventLog, Kind};
 use crate::happening::{Happenings, What};
@@ -79,6 +80,7 @@ pub struct Core {
     /// `None` follows no packets.
     pub tracer: Option<Tracer>,
     pub tls_offload: Offloads,
+    pub crypto: Crypto,
 }
 
 impl Core {
@@ -98,6 +100,7 @@ impl Core {
             outlets: Outlets::default(),
             tracer: None,
             tls_offload: Offloads::default(),
+            crypto: Crypto::default(),
         }
     }
 }
@@ -249,6 +252,7 @@ impl Core {
         status.https.clone_from(&self.https.borrow());
         status.outlets = self.outlets.lines();
         status.tls_offload = self.tls_offload.lines();
+        status.crypto = self.crypto.status();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
     }

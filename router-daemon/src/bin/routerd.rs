@@ -14,6 +14,7 @@ use mwan::{KernelState, Step};
 use router_daemon::api::https;
 use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters, DenialSource};
+use router_daemon::crypto::Crypto;
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::happening::{self, Happenings};
@@ -185,8 +186,9 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let surroundings =
         Surroundings { state: arguments.state.clone(), denied: denied.clone(), outlets: outlets.clone() };
     tasks.spawn(outside::run(config_in_force.clone(), happenings.follow(), surroundings, alive));
-    let offloads = Offloads::default();
-    tls_offload::start(config_in_force.clone(), offloads.clone()).context("cannot start the thread of TLS offload")?;
+    let (offloads, crypto) = (Offloads::default(), Crypto::default());
+    tls_offload::start(config_in_force.clone(), offloads.clone(), crypto.clone())
+        .context("cannot start the thread of TLS offload")?;
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
@@ -220,6 +222,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         https: listener,
         outlets,
         tls_offload: offloads,
+        crypto,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
     let access = Access::of_system();

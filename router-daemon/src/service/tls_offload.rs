@@ -6,7 +6,8 @@
 //!   threads tls-handshake    sign. rustls waits for its signature, so as many of these, so many in flight
 //! ```
 //!
-//! All of them give way to the router itself (their nice value is positive). A socket stays bound from config to config
+//! Without a `[[tls_offload]]`, and once the connections of the last one are over, there is the first of them alone, and no
+//! engine. All of them give way to the router itself (their nice value is positive). A socket stays bound from config to config
 //! and a connection goes on under the terms it began with. It is cut, after `limits.drain`, where its listener, its
 //! backend or its authority of clients is gone. A file that changes is read again within two seconds; one that cannot
 //! be used leaves what was loaded in place, unless the config changed with it: then nobody is served, and `status` says
@@ -52,6 +53,7 @@ use self::limits::Sources;
 use self::signing::{Engine, Offload};
 use self::tally::Tally;
 use crate::accept;
+use crate::crypto::Crypto;
 
 /// How each of them stands, for status and metrics. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -131,22 +133,36 @@ pub struct SignatureCount {
 impl OffloadLine {
     /// What an operator should know of it.
     pub(crate) fn troubles(&self) -> Vec<String> {
-        let name = &self.name;
-        let open = self.open_to_wan.iter().map(|wan| format!("tls_offload {name} is OPEN TO EVERYBODY behind {wan}"));
-        let mut told: Vec<_> = open.collect();
-        told.extend(self.trouble.iter().map(|trouble| format!("tls_offload {name}: {trouble}")));
+        let mut told: Vec<_> = self.open_to_wan.iter().map(|wan| format!("OPEN TO EVERYBODY behind {wan}")).collect();
+        told.extend(self.trouble.clone());
         for ListenLine { address, trouble } in &self.listen {
-            told.extend(trouble.iter().map(|trouble| format!("tls_offload {name}: {address} {trouble}")));
+            told.extend(trouble.iter().map(|trouble| format!("{address} {trouble}")));
         }
         for CertificateLine { names, .. } in self.certificates.iter().filter(|certificate| certificate.expired) {
             let whose = if names.is_empty() { "whoever names no other".to_owned() } else { names.join(", ") };
-            told.push(format!("tls_offload {name}: the certificate for {whose} has expired"));
+            told.push(format!("the certificate for {whose} has expired"));
         }
         for BackendLine { address, trouble, .. } in self.backends.iter().filter(|backend| !backend.up) {
             let trouble = trouble.as_deref().unwrap_or("it does not answer");
-            told.push(format!("tls_offload {name}: backend {address} is down: {trouble}"));
+            told.push(format!("backend {address} is down: {trouble}"));
         }
         told
+    }
+
+    /// Who was not served, and why; `None` where everybody was.
+    pub(crate) fn turned_away(&self) -> Option<String> {
+        let refused: Vec<_> = self.refused.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        (!refused.is_empty()).then(|| refused.join(", "))
+    }
+
+    /// Who made the signatures, and why it was not the device; `None` before the first.
+    pub(crate) fn signed(&self) -> Option<String> {
+        let signed = |SignatureCount { engine, fallback, count }: &SignatureCount| {
+            let why = if fallback.is_empty() { String::new() } else { format!(" ({fallback})") };
+            format!("{count} by {engine}{why}")
+        };
+        let signed: Vec<_> = self.signatures.iter().map(signed).collect();
+        (!signed.is_empty()).then(|| signed.join(", "))
     }
 
     /// How it fares: the first line, and those below it.
@@ -164,14 +180,8 @@ impl OffloadLine {
             self.kernel_tls
         );
         let mut below = Vec::new();
-        if !self.refused.is_empty() {
-            let refused: Vec<_> = self.refused.iter().map(|(why, count)| format!("{count} {why}")).collect();
-            below.push(format!("refused: {}", refused.join(", ")));
-        }
-        for SignatureCount { engine, fallback, count } in &self.signatures {
-            let why = if fallback.is_empty() { String::new() } else { format!(" ({fallback})") };
-            below.push(format!("{count} signatures by {engine}{why}"));
-        }
+        below.extend(self.turned_away().map(|refused| format!("refused: {refused}")));
+        below.extend(self.signed().map(|signed| format!("signed: {signed}")));
         for BackendLine { address, up, connections, served, failed, .. } in &self.backends {
             let state = if *up { "up" } else { "down" };
             below.push(format!(
@@ -268,22 +278,24 @@ impl Board {
     }
 }
 
-/// Follows the config on a thread of its own, until its sender is gone. Without a `[[tls_offload]]` there is nothing else.
-pub fn start(config: watch::Receiver<Option<Arc<Config>>>, offloads: Offloads) -> io::Result<()> {
+/// Follows the config on a thread of its own, until its sender is gone. Without a `[[tls_offload]]` there is nothing else:
+/// neither other threads nor an engine.
+pub fn start(config: watch::Receiver<Option<Arc<Config>>>, offloads: Offloads, crypto: Crypto) -> io::Result<()> {
     let places = Places { credentials: std::env::var_os("CREDENTIALS_DIRECTORY") };
-    start_with(config, offloads, places, || Arc::new(Offload::start(qat::Options::default())))
+    let engine = move || -> Arc<dyn Engine> { Arc::new(Offload::new(crypto.engine(qat::Options::default()))) };
+    start_with(config, offloads, places, engine)
 }
 
 fn start_with(
     config: watch::Receiver<Option<Arc<Config>>>,
     offloads: Offloads,
     places: Places,
-    engine: fn() -> Arc<dyn Engine>,
+    engine: impl Fn() -> Arc<dyn Engine> + Send + 'static,
 ) -> io::Result<()> {
     let supervise = move || {
         let follow = || -> io::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(follow(config.clone(), offloads.clone(), places.clone(), engine))
+            runtime.block_on(follow(config.clone(), offloads.clone(), places.clone(), &engine))
         };
         // Connections are lost with it; the next ones are not.
         loop {
@@ -302,7 +314,7 @@ async fn follow(
     mut config: watch::Receiver<Option<Arc<Config>>>,
     offloads: Offloads,
     places: Places,
-    engine: fn() -> Arc<dyn Engine>,
+    engine: &impl Fn() -> Arc<dyn Engine>,
 ) -> io::Result<()> {
     let mut service: Option<Service> = None;
     config.mark_changed();
@@ -314,14 +326,15 @@ async fn follow(
         if service.is_none() && !wanted.is_empty() {
             service = Some(Service::new(offloads.clone(), places.clone(), engine())?);
         }
-        let changed = match &mut service {
-            None => config.changed().await,
-            Some(service) => loop {
-                service.follow(&wanted);
-                if let Ok(changed) = tokio::time::timeout(LOOK_AGAIN, config.changed()).await {
-                    break changed;
-                }
-            },
+        let changed = loop {
+            let Some(running) = &mut service else { break config.changed().await };
+            running.follow(&wanted);
+            if wanted.is_empty() && running.is_over() {
+                info!("TLS is not offloaded: threads and engine end");
+                service = None;
+            } else if let Ok(changed) = tokio::time::timeout(LOOK_AGAIN, config.changed()).await {
+                break changed;
+            }
         };
         if changed.is_err() {
             return Ok(());
@@ -439,6 +452,11 @@ impl Service {
             entries: BTreeMap::new(),
             listeners: BTreeMap::new(),
         })
+    }
+
+    /// Whether nothing is left: no `[[tls_offload]]`, no connection, no signature under way. Each holds the queue.
+    fn is_over(&self) -> bool {
+        Arc::strong_count(&self.queue) == 1
     }
 
     /// Makes it so, as far as it can be; called again and again.

@@ -15,6 +15,7 @@ use super::ui::{Page, Ui};
 use crate::status::{WanLine, span};
 
 mod config;
+mod crypto;
 mod denied;
 mod flows;
 mod journal;
@@ -55,7 +56,7 @@ pub fn view(snapshot: &Snapshot, ui: &Ui, area: Rect, buffer: &mut Buffer) {
     let width = usize::from(area.width);
     let mut rest = area;
     title(snapshot, take(&mut rest, 1), buffer);
-    put(&tabs(ui), take(&mut rest, 1), buffer);
+    put(&tabs(ui, width), take(&mut rest, 1), buffer);
     let footer = if rest.height > 1 {
         rest.height -= 1;
         Rect { y: rest.bottom(), height: 1, ..rest }
@@ -112,6 +113,7 @@ fn content(snapshot: &Snapshot, ui: &Ui, width: usize) -> Content {
         Page::Denied => denied::content(snapshot, ui, width),
         Page::Ports => ports::content(snapshot, ui, width),
         Page::Services => services::content(snapshot, width),
+        Page::Crypto => crypto::content(snapshot, ui, width),
         Page::Journal => journal::content(snapshot, ui, width),
         Page::Config => config::content(snapshot, width),
     };
@@ -147,11 +149,14 @@ fn title(snapshot: &Snapshot, area: Rect, buffer: &mut Buffer) {
     }
 }
 
-fn tabs(ui: &Ui) -> Line<'static> {
+/// All of them on 80 columns: the space behind one is left out where two do not fit.
+fn tabs(ui: &Ui, width: usize) -> Line<'static> {
+    let wide: usize = Page::ALL.iter().map(|page| page.word().len() + 4).sum();
+    let behind = if wide <= width { " " } else { "" };
     let mut spans = Vec::new();
     for page in Page::ALL {
         let style = if page == ui.page && !ui.help { SELECTED } else { PLAIN };
-        spans.push(Span::styled(format!(" {} {} ", page.digit(), page.word()), style));
+        spans.push(Span::styled(format!(" {} {}{behind}", page.digit(), page.word()), style));
     }
     spans.push(Span::styled(" h help ", if ui.help { SELECTED } else { PLAIN }));
     Line::from(spans)
@@ -211,7 +216,7 @@ fn bottom(snapshot: &Snapshot, ui: &Ui) -> Line<'static> {
         Page::Config if pending => "c confirm  b roll back  r ask again  h help  q quit",
         Page::Flows | Page::Config => "r ask again  / filter  h help  q quit",
         Page::Denied => "d details  a all  / filter  ctrl+f freeze  h help  q quit",
-        Page::Ports => "d details  / filter  h help  q quit",
+        Page::Ports | Page::Crypto => "d details  / filter  h help  q quit",
         Page::Services => "/ filter  h help  q quit",
         Page::Journal => "d details  / filter  ctrl+f freeze  h help  q quit",
     };

@@ -16,10 +16,12 @@ use super::*;
 use crate::api::protocol::Call;
 use crate::ask::{Applies, Author, PendingChange};
 use crate::counters::{Count, FastCount, LinkCount};
+use crate::crypto::{CryptoStatus, CryptoStep};
 use crate::difference::{Change, Difference, KernelChanges, What};
 use crate::event_log::packet::Transport;
 use crate::event_log::{Denied, End, Group, Kind};
 use crate::outside::OutletLine;
+use crate::service::tls_offload::{OffloadLine, SignatureCount};
 use crate::status::{
     CellCount, EntryLine, FamilyLine, LineShare, PolicyFamily, PolicyLine, PortLine, Status, TargetLine, VlanLine,
     WanLine,
@@ -55,6 +57,34 @@ fn the_readme_shows_the_screens_as_they_are() {
         let shown = lines.map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n") + "\n";
         assert!(readme.contains(&shown), "the README shows another screen of {:?} than this:\n{shown}", ui.page);
     }
+}
+
+#[test]
+fn every_page_is_named_on_80_columns() {
+    let screen = drawn(&snapshot(), &on(Page::Wans), 80, 24).text();
+    for page in Page::ALL {
+        let named = format!(" {} {}", page.digit(), page.word());
+        assert!(screen.lines().nth(1).unwrap().contains(&named), "{named}: {screen}");
+    }
+}
+
+#[test]
+fn without_a_device_the_page_of_crypto_says_what_is_missing_and_without_need_that_nothing_runs() {
+    let mut snapshot = snapshot();
+    let status = snapshot.status.as_mut().unwrap();
+    let steps = &mut status.crypto.as_mut().unwrap().steps;
+    steps[0] = CryptoStep { what: "card".to_owned(), found: false, text: "no PCI device 0x8086:0x37c8".to_owned() };
+    let crypto = CryptoStatus {
+        missing: Some("library: libqat_s.so is not installed".to_owned()),
+        steps: steps.clone(),
+        ..CryptoStatus::default()
+    };
+    status.crypto = Some(crypto);
+    insta::assert_snapshot!("crypto_none", drawn(&snapshot, &on(Page::Crypto), 80, 24).text());
+    let status = snapshot.status.as_mut().unwrap();
+    (status.crypto, status.tls_offload) = (None, Vec::new());
+    let screen = drawn(&snapshot, &on(Page::Crypto), 80, 24).text();
+    assert!(screen.contains("no engine runs") && screen.contains("routerctl qat status"), "{screen}");
 }
 
 #[test]
@@ -174,7 +204,7 @@ fn equal_denials_are_one_group_and_groups_are_bounded() {
 }
 
 #[test]
-fn digits_turn_pages_and_pages_that_are_not_there_say_why() {
+fn digits_and_tab_turn_pages() {
     let snapshot = snapshot();
     let mut ui = on(Page::Wans);
     for (digit, page, action) in [
@@ -183,6 +213,7 @@ fn digits_turn_pages_and_pages_that_are_not_there_say_why() {
         ('4', Page::Denied, None),
         ('5', Page::Ports, None),
         ('6', Page::Services, None),
+        ('7', Page::Crypto, None),
         ('8', Page::Journal, None),
         ('9', Page::Config, Some(Action::Plan)),
         ('1', Page::Wans, None),
@@ -190,8 +221,6 @@ fn digits_turn_pages_and_pages_that_are_not_there_say_why() {
         assert_eq!(ui.key(Key::Char(digit), &snapshot), action);
         assert_eq!(ui.page, page);
     }
-    assert_eq!(ui.key(Key::Char('7'), &snapshot), None);
-    assert!(ui.page == Page::Wans && drawn(&snapshot, &ui, 80, 24).text().contains("crypto"));
     for page in Page::ALL.into_iter().cycle().skip(1).take(Page::ALL.len()) {
         ui.key(Key::Tab, &snapshot);
         assert_eq!(ui.page, page);
@@ -523,7 +552,8 @@ fn status(second: u64) -> Status {
             outlet("syslog", "10.40.0.10:6514 over TLS", None),
             outlet("webhook", "https://oncall.example/quadway", Some("it does not answer; trying again in 40s")),
         ],
-        tls_offload: Vec::new(),
+        tls_offload: crate::fixture::tls_offload().into_iter().map(without_trouble).collect(),
+        crypto: Some(crate::fixture::crypto()),
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))
@@ -540,6 +570,22 @@ fn status(second: u64) -> Status {
             entry("mgmt->dev", "mgmt", "dev", &["ssh", "ping"], 104),
         ],
         wans: wans.to_vec(),
+    }
+}
+
+/// But for a backend that is down.
+fn without_trouble(offload: OffloadLine) -> OffloadLine {
+    let signed = |engine: &str, fallback: &str, count| SignatureCount {
+        engine: engine.to_owned(),
+        fallback: fallback.to_owned(),
+        count,
+    };
+    OffloadLine {
+        open_to_wan: Vec::new(),
+        trouble: None,
+        certificates: Vec::new(),
+        signatures: vec![signed("cpu", "cheaper", 1), signed("qat", "", 7)],
+        ..offload
     }
 }
 

@@ -35,13 +35,23 @@ pub enum Page {
     Denied,
     Ports,
     Services,
+    Crypto,
     Journal,
     Config,
 }
 
 impl Page {
-    pub const ALL: [Self; 8] =
-        [Self::Wans, Self::Matrix, Self::Flows, Self::Denied, Self::Ports, Self::Services, Self::Journal, Self::Config];
+    pub const ALL: [Self; 9] = [
+        Self::Wans,
+        Self::Matrix,
+        Self::Flows,
+        Self::Denied,
+        Self::Ports,
+        Self::Services,
+        Self::Crypto,
+        Self::Journal,
+        Self::Config,
+    ];
 
     pub fn digit(self) -> char {
         match self {
@@ -51,6 +61,7 @@ impl Page {
             Self::Denied => '4',
             Self::Ports => '5',
             Self::Services => '6',
+            Self::Crypto => '7',
             Self::Journal => '8',
             Self::Config => '9',
         }
@@ -64,6 +75,7 @@ impl Page {
             Self::Denied => "denied",
             Self::Ports => "ports",
             Self::Services => "services",
+            Self::Crypto => "crypto",
             Self::Journal => "journal",
             Self::Config => "config",
         }
@@ -247,20 +259,12 @@ impl Ui {
 
     fn turn_to(&mut self, digit: char) -> Option<Action> {
         let page = Page::ALL.into_iter().find(|page| page.digit() == digit);
-        match (page, digit) {
-            (Some(page), _) => {
-                if page != self.page {
-                    self.filter.clear();
-                }
-                (self.page, self.open, self.help) = (page, false, false);
-                self.refresh()
-            }
-            (None, '7') => {
-                self.told = Some("no page 7: crypto is not in this version".to_owned());
-                None
-            }
-            (None, _) => None,
+        let page = page?;
+        if page != self.page {
+            self.filter.clear();
         }
+        (self.page, self.open, self.help) = (page, false, false);
+        self.refresh()
     }
 
     /// What the page needs beside the status.
@@ -268,7 +272,9 @@ impl Ui {
         match self.page {
             Page::Flows => Some(Action::Flows),
             Page::Config => Some(Action::Plan),
-            Page::Wans | Page::Matrix | Page::Denied | Page::Ports | Page::Services | Page::Journal => None,
+            Page::Wans | Page::Matrix | Page::Denied | Page::Ports | Page::Services | Page::Crypto | Page::Journal => {
+                None
+            }
         }
     }
 

@@ -9,6 +9,8 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, SubjectPublicKeyInfoDer};
 use tokio_rustls::rustls::sign::{Signer, SigningKey};
 use tokio_rustls::rustls::{Error, SignatureAlgorithm, SignatureScheme};
 
+use crate::crypto::InUse;
+
 /// Something that signs with one key.
 pub(super) trait Signs: std::fmt::Debug + Send + Sync {
     /// Those the key is good for, best first.
@@ -101,12 +103,11 @@ impl Signer for One {
 /// The engine of the crate `qat`: a device where there is one and it is worth it, OpenSSL on the CPU else. Kinds of keys
 /// that it does not know (Ed25519, P-521) are left to rustls' own provider.
 #[derive(Debug)]
-pub(super) struct Offload(Arc<qat::Engine>);
+pub(super) struct Offload(Arc<InUse>);
 
 impl Offload {
-    /// Looks for a device and tests it; that takes its time.
-    pub(super) fn start(options: qat::Options) -> Self {
-        Self(Arc::new(qat::Engine::start(options)))
+    pub(super) fn new(engine: Arc<InUse>) -> Self {
+        Self(engine)
     }
 }
 
@@ -135,7 +136,7 @@ impl Engine for Offload {
 
 #[derive(Debug)]
 struct OffloadKey {
-    engine: Arc<qat::Engine>,
+    engine: Arc<InUse>,
     key: qat::PrivateKey,
     /// A SubjectPublicKeyInfo.
     public: Vec<u8>,
@@ -172,28 +173,7 @@ impl Signs for OffloadKey {
         };
         let qat::Signed { signature, by, fallback } =
             self.engine.sign_and_tell(&self.key, scheme, message).map_err(|error| Error::General(error.to_string()))?;
-        Ok(Signed { signature, engine: by, fallback: fallback.map(word) })
-    }
-}
-
-/// As metrics have it.
-fn word(reason: qat::Reason) -> &'static str {
-    use qat::Reason;
-    match reason {
-        Reason::NoDevice => "no-device",
-        Reason::NotSupported => "not-supported",
-        Reason::Cheaper => "cheaper",
-        Reason::Configured => "configured",
-        Reason::NoInstance => "no-instance",
-        Reason::Untested => "untested",
-        Reason::Busy => "busy",
-        Reason::NoMemory => "no-memory",
-        Reason::Refused => "refused",
-        Reason::Failed => "failed",
-        Reason::Deadline => "deadline",
-        Reason::WrongAnswer => "wrong-answer",
-        Reason::Invalid => "invalid",
-        Reason::Stopping => "stopping",
+        Ok(Signed { signature, engine: by, fallback: fallback.map(qat::Reason::word) })
     }
 }
 
@@ -263,11 +243,13 @@ mod tests {
     use tokio_rustls::rustls::pki_types::pem::PemObject;
 
     use super::*;
+    use crate::crypto::Crypto;
 
     /// Every kind of key and scheme, against the verifiers of rustls, which are another library's.
     #[test]
     fn every_signature_is_good_and_counted_with_its_reason() {
-        let engine = Offload::start(qat::Options { installed: None, ..qat::Options::default() });
+        let engine = Crypto::default().engine(qat::Options { installed: None, ..qat::Options::default() });
+        let engine = Offload::new(engine);
         let verifiers: WebPkiSupportedAlgorithms = ring::default_provider().signature_verification_algorithms;
         for (kind, args, schemes, reason) in [
             ("RSA", &["-pkeyopt", "rsa_keygen_bits:2048"][..], 6, "no-device"),

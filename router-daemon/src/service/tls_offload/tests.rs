@@ -262,7 +262,10 @@ async fn who_sends_nothing_or_half_of_a_handshake_is_ended_in_time() {
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut alert = Vec::new();
     plain.read_to_end(&mut alert).await.ok();
-    assert!(site.until("counted", |line| line.refused.contains_key("malformed")).await.connections == 0);
+    assert!(
+        site.until("counted", |line| line.refused.contains_key("malformed") && line.connections == 0).await.connections
+            == 0
+    );
 }
 
 #[tokio::test]
@@ -288,7 +291,7 @@ async fn ten_times_the_rate_of_handshakes_is_held_to_the_rate() {
 
 #[tokio::test]
 async fn many_signatures_are_in_flight_and_hold_up_no_bytes() {
-    let site = Site::with_engine(|| Arc::new(Slow), |_, _| {}).await;
+    let site = Site::with_engine(|_| Arc::new(Slow), |_, _| {}).await;
     let mut there = site.connect("shop.example").await.unwrap();
     let connects = futures_util::future::join_all((0..16).map(|_| site.connect("shop.example")));
     let echoes = async {
@@ -468,6 +471,27 @@ fn connections_leave_descriptors_for_everything_else() {
     assert_eq!(connections(u64::MAX), Semaphore::MAX_PERMITS);
 }
 
+#[tokio::test]
+async fn without_an_offload_there_is_no_engine_once_the_last_connection_is_over() {
+    let site = Site::new(|_, _| {}).await;
+    let mut stream = site.connect("shop.example").await.unwrap();
+    assert_eq!(echo(&mut stream, b"hello").await.unwrap(), b"hello");
+    let status = site.crypto.status().unwrap();
+    assert_eq!(status.missing.as_deref(), Some("library: not asked for by the configuration"));
+    assert_eq!(status.done(), (0, 0, 1));
+
+    let before = site.config.send_replace(Some(Arc::new(fixture::config())));
+    eventually("the listener is gone", async || TcpStream::connect(site.address).await.is_err()).await;
+    // It is drained, and would be for half a minute.
+    tokio::time::sleep(LOOK_AGAIN + Duration::from_millis(500)).await;
+    assert!(echo(&mut stream, b"hello").await.is_ok() && site.crypto.status().is_some());
+    drop(stream);
+    eventually("the engine has ended", async || site.crypto.status().is_none()).await;
+
+    site.config.send_replace(before);
+    eventually("it is there again", async || site.connect("shop.example").await.is_ok()).await;
+}
+
 /// Signs as a device does that takes its time.
 #[derive(Debug)]
 struct Slow;
@@ -522,18 +546,20 @@ struct Site {
     address: SocketAddr,
     config: watch::Sender<Option<Arc<Config>>>,
     offloads: Offloads,
+    crypto: Crypto,
     backing: Mutex<Vec<Backing>>,
 }
 
 impl Site {
     async fn new(adapt: impl FnOnce(&Self, &mut TlsOffload)) -> Self {
-        let engine = || -> Arc<dyn Engine> {
-            Arc::new(Offload::start(qat::Options { installed: None, ..qat::Options::default() }))
+        let engine = |crypto: &Crypto| -> Arc<dyn Engine> {
+            let options = qat::Options { installed: None, ..qat::Options::default() };
+            Arc::new(Offload::new(crypto.engine(options)))
         };
         Self::with_engine(engine, adapt).await
     }
 
-    async fn with_engine(engine: fn() -> Arc<dyn Engine>, adapt: impl FnOnce(&Self, &mut TlsOffload)) -> Self {
+    async fn with_engine(engine: fn(&Crypto) -> Arc<dyn Engine>, adapt: impl FnOnce(&Self, &mut TlsOffload)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (config, receiver) = watch::channel(None);
@@ -545,6 +571,7 @@ impl Site {
             address,
             config,
             offloads: Offloads::default(),
+            crypto: Crypto::default(),
             backing: Mutex::new(vec![backing]),
         };
         fs::write(site.path("ca.pem"), site.authority.0.pem()).unwrap();
@@ -567,7 +594,8 @@ impl Site {
         };
         adapt(&site, &mut offload);
         let places = Places { credentials: Some(site.folder.path().into()) };
-        start_with(receiver, site.offloads.clone(), places, engine).unwrap();
+        let crypto = site.crypto.clone();
+        start_with(receiver, site.offloads.clone(), places, move || engine(&crypto)).unwrap();
         site.put(offload);
         site.until("listening", |line| line.listen.iter().all(|listen| listen.trouble.is_none())).await;
         site
@@ -667,6 +695,14 @@ impl Site {
         let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::try_from(name.to_owned()).unwrap();
         tokio::time::timeout(PATIENCE, TlsConnector::from(Arc::clone(config)).connect(name, stream)).await.unwrap()
+    }
+}
+
+async fn eventually(what: &str, is: impl AsyncFn() -> bool) {
+    let began = Instant::now();
+    while !is().await {
+        assert!(began.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
