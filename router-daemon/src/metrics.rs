@@ -34,6 +34,7 @@ use tokio::task::JoinSet;
 use crate::accept;
 use crate::ask::ROLLBACKS;
 use crate::counters::LinkCount;
+use crate::crypto::CryptoInstance;
 use crate::status::{CellCount, Status, WanLine};
 
 /// The two ways of writing it.
@@ -73,6 +74,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     }
     outlets(&mut page, status);
     tls_offload(&mut page, status);
+    crypto(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
     text::encode(&mut openmetrics, &page.0)?;
@@ -325,6 +327,108 @@ fn tls_offload(page: &mut Page, status: &Status) {
         "quadway_tls_offload_backend_failures",
         "Checks of this backend, and connections to it, that failed",
         backends().map(|(of, backend)| (of, backend.failed)),
+    );
+}
+
+fn crypto(page: &mut Page, status: &Status) {
+    let crypto = || status.crypto.iter();
+    page.gauges(
+        "quadway_crypto_device",
+        "1 if a crypto device was found and started, 0 if the CPU does it all; nothing where the site file needs no crypto",
+        crypto().map(|crypto| (vec![], truth(crypto.missing.is_none()))),
+    );
+    let operations = || crypto().flat_map(|crypto| &crypto.operations);
+    page.counters(
+        "quadway_crypto_operations",
+        "Crypto operations done, by who did them (`qat`, `multi-buffer`, `cpu`) and, where that is OpenSSL, why",
+        operations().flat_map(|operation| {
+            let labels = |engine: &str, fallback: &str| {
+                let operation = ("operation", operation.operation.clone());
+                vec![("engine", engine.to_owned()), ("fallback", fallback.to_owned()), operation]
+            };
+            let cpu = operation.cpu.iter().map(|(reason, count)| (labels("cpu", reason), *count));
+            cpu.chain([(labels("qat", ""), operation.offloaded), (labels("multi-buffer", ""), operation.batched)])
+                .collect::<Vec<_>>()
+        }),
+    );
+    page.counters(
+        "quadway_crypto_refused",
+        "Crypto operations not done, because the key or the input was bad",
+        operations().map(|operation| (vec![("operation", operation.operation.clone())], operation.refused)),
+    );
+    let choices = || {
+        crypto().flat_map(|crypto| &crypto.choices).map(|choice| {
+            let labels = vec![
+                ("below", choice.below_bytes.to_string()),
+                ("depth", choice.in_flight.to_string()),
+                ("operation", choice.operation.clone()),
+            ];
+            (labels, choice)
+        })
+    };
+    page.gauges(
+        "quadway_crypto_offload_chosen",
+        "1 if OpenSSL costs the CPU more than what else there is: by operation, its text below so many bytes, and at \
+         least so many in flight",
+        choices().filter_map(|(of, choice)| Some((of, truth(choice.choice.as_ref()? != "cpu")))),
+    );
+    page.gauges(
+        "quadway_crypto_cpu_seconds",
+        "CPU time of one operation, as measured: `cpu` is OpenSSL, `offload` what else there is",
+        choices().flat_map(|(of, choice)| {
+            [("cpu", choice.cpu_seconds), ("offload", choice.offload_seconds)].map(|(engine, seconds)| {
+                let mut labels = of.clone();
+                labels.push(("engine", engine.to_owned()));
+                (labels, seconds)
+            })
+        }),
+    );
+    let each = || {
+        let instances = crypto().flat_map(|crypto| &crypto.instances);
+        // Not `instance`: that is the scraped router itself.
+        let labels =
+            |instance: &CryptoInstance| vec![("device", instance.device.to_string()), ("name", instance.name.clone())];
+        instances.map(move |instance| (labels(instance), instance))
+    };
+    page.gauges(
+        "quadway_crypto_instance_used",
+        "1 if work is given to this instance of the device",
+        each().map(|(of, instance)| (of, truth(instance.in_use()))),
+    );
+    page.gauges(
+        "quadway_crypto_instance_untrusted",
+        "Operations that this instance is not given, because their known answer did not come out right",
+        each().map(|(of, instance)| (of, number(instance.failed().len() as u64))),
+    );
+    page.gauges(
+        "quadway_crypto_instance_in_flight",
+        "Operations that this instance has and did not answer",
+        each().map(|(of, instance)| (of, number(instance.in_flight))),
+    );
+    page.counters(
+        "quadway_crypto_instance_answered",
+        "Operations that this instance answered, late or not",
+        each().map(|(of, instance)| (of, instance.answered)),
+    );
+    page.counters(
+        "quadway_crypto_instance_late",
+        "Answers of this instance that came after their caller had gone",
+        each().map(|(of, instance)| (of, instance.late)),
+    );
+    page.counters(
+        "quadway_crypto_instance_retries",
+        "Operations that this instance did not take because its ring was full",
+        each().map(|(of, instance)| (of, instance.retries)),
+    );
+    page.counters(
+        "quadway_crypto_instance_restarts",
+        "Times this instance said that it restarts",
+        each().map(|(of, instance)| (of, instance.restarts)),
+    );
+    page.counters(
+        "quadway_crypto_instance_resets",
+        "Times this instance was reset because answers did not come",
+        each().map(|(of, instance)| (of, instance.resets)),
     );
 }
 
@@ -878,8 +982,8 @@ mod tests {
     }
 
     fn fixture_status() -> Status {
-        let (outlets, tls_offload) = (fixture::outlets(), fixture::tls_offload());
-        Status { outlets, tls_offload, ..status::of(&fixture::view(), &Ok(fixture::counters())) }
+        let (outlets, tls_offload, crypto) = (fixture::outlets(), fixture::tls_offload(), Some(fixture::crypto()));
+        Status { outlets, tls_offload, crypto, ..status::of(&fixture::view(), &Ok(fixture::counters())) }
     }
 
     async fn free_address() -> SocketAddr {
