@@ -9,7 +9,7 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz campaign browser packages bpf root prometheus qat conformance clean-lab
+.PHONY: help lab test guest bench fuzz campaign packages bpf root prometheus qat conformance clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -17,7 +17,6 @@ help:
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path, crypto'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets, requests and bundles'
 	@echo 'make campaign    100,000 crypto operations on a simulated device under every fault; about five minutes'
-	@echo 'make browser     a headless Chromium at TLS that the router ends; installs it'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
@@ -28,6 +27,8 @@ lab: root bpf
 	$(LAB) demo
 
 # QUADWAY_MUST_RUN turns the skips of tests that find no nft or no root into failures.
+# A browser is half a minute to install.
+test: PACKAGES += chromium libnss3-tools
 test: export QUADWAY_MUST_RUN = 1
 test: export QUADWAY_NFT = $(shell tests/root/nft)
 test: export RUSTDOCFLAGS = -D warnings
@@ -64,6 +65,7 @@ bench: root bpf qat
 	target/release/cache
 	target/release/fastpath
 	cargo run --release -p qat --example batch
+	target/release/offload
 
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
@@ -87,13 +89,6 @@ fuzz: packages bpf
 
 campaign: packages
 	QUADWAY_CAMPAIGN=100000 cargo test -p qat --test campaign -- --nocapture
-
-browser: PACKAGES += chromium libnss3-tools
-browser: export QUADWAY_MUST_RUN = 1
-browser: export QUADWAY_NFT = $(shell tests/root/nft)
-browser: root bpf
-	cargo build -p router-daemon -p tests
-	cargo test -p tests --test conformance -- --ignored --nocapture a_browser
 
 # What Debian lacks is installed, and said.
 packages:

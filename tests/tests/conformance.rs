@@ -155,7 +155,6 @@ fn sslscan_finds_nothing_weak() {
 }
 
 #[test]
-#[ignore = "`make browser` installs Chromium and runs it"]
 fn a_browser_shows_the_page() {
     let Some(site) = Site::up() else { return };
     let home = site.folder.join("home");
