@@ -135,21 +135,23 @@ pub fn way_out(config: &Config) -> Option<(&Vlan, u16)> {
     })
 }
 
-/// Waits until every line is used in both families, and the kernel does it.
+/// Waits until every line is used in each family that it has, and the kernel does it.
 pub fn wait_until_good(lab: &Lab, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     loop {
         let status = run(lab.routerctl()?.args(["status", "--json"]))?;
         let status: serde_json::Value = serde_json::from_str(&status).context("status is no JSON")?;
         let lines = status["wans"].as_array().map_or(&[][..], Vec::as_slice);
-        let families = || lines.iter().flat_map(|wan| wan["families"].as_array().into_iter().flatten());
-        let done = status["applies"]["current"] == true;
-        if done && families().count() == 2 * lab.site().wans.len() && families().all(|family| family["usable"] == true)
-        {
+        let usable = |wan: &serde_json::Value| {
+            let families = wan["families"].as_array().map_or(&[][..], Vec::as_slice);
+            !families.is_empty() && families.iter().all(|family| family["usable"] == true)
+        };
+        let current = status["applies"]["current"] == true;
+        if current && lines.len() == lab.site().wans.len() && lines.iter().all(usable) {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("not every line is good after {} s: {status:#}", patience.as_secs());
+            bail!("not every line is good after {} s: {:#}", patience.as_secs(), status["wans"]);
         }
         thread::sleep(Duration::from_millis(20));
     }
