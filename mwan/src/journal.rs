@@ -414,7 +414,7 @@ fn digest(decision: &Decision) -> String {
     format!("{hash:016x}")
 }
 
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Hears what a router tells that runs again.
 trait Watch {

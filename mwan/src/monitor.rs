@@ -78,20 +78,12 @@ impl Burst {
 
 impl Monitor {
     pub fn new(wan: WanId, family: Family, probing: &Probing) -> Self {
-        let all = u32::try_from(probing.targets.len()).unwrap_or(u32::MAX).max(1);
-        let targets = (0..)
-            .zip(probing.targets.iter().enumerate())
-            .filter(|(_, (_, target))| target.family == family)
-            .map(|(nth, (index, target))| {
-                // Probes of a line's targets are spread over the interval; the same target index of every line
-                // shares a moment, so that lines that fail together are seen failing together.
-                TargetMonitor::new(index, target.clone(), probing.interval * nth / all)
-            })
-            .collect();
+        let targets = probing.targets.iter().enumerate().filter(|(_, target)| target.family == family);
+        let targets = targets.map(|(index, target)| TargetMonitor::new(index, target.clone())).collect();
         Self { wan, probing: probing.clone(), targets, running: false, burst: None, convicted: None }
     }
 
-    /// The carrier is there: probe, all targets at once, then each at its own moment.
+    /// The carrier is there: probe at once, then at the common moments.
     pub fn start(&mut self, now: Time) {
         if !self.running {
             self.running = true;
@@ -120,7 +112,7 @@ impl Monitor {
         }
         let (wan, timeout, interval) = (self.wan, self.probing.timeout, self.probing.interval);
         let (target, seq) = if let Some(target) = self.targets.iter_mut().find(|target| target.due <= now) {
-            target.due = next_moment(now, target.phase, interval);
+            target.due = next_moment(now, interval);
             (target.index, target.send(now))
         } else {
             let patience = self.patience();
@@ -341,8 +333,6 @@ impl Monitor {
 struct TargetMonitor {
     index: usize,
     target: Target,
-    /// Its moment within the interval.
-    phase: Duration,
     due: Time,
     next_seq: u64,
     /// In the order they were sent.
@@ -384,11 +374,10 @@ struct Pending {
 }
 
 impl TargetMonitor {
-    fn new(index: usize, target: Target, phase: Duration) -> Self {
+    fn new(index: usize, target: Target) -> Self {
         Self {
             index,
             target,
-            phase,
             due: Time::NEVER,
             next_seq: 0,
             pending: VecDeque::new(),
@@ -649,14 +638,16 @@ fn beyond<T: PartialOrd + Copy>(state: &mut bool, value: T, fail: T, recover: T)
     }
 }
 
-/// The first moment of this phase that is more than half an interval away: a driver that polls late does not
-/// cause two probes on each other's heels.
-fn next_moment(now: Time, phase: Duration, interval: Duration) -> Time {
+/// The first multiple of the interval that is more than half of one away: a driver that polls late does not cause two
+/// probes on each other's heels.
+///
+/// All targets of all lines of one interval share their moments. What fails together is seen failing together, a quorum
+/// hears of a silence as soon on average as it would if probes were spread over the interval, and the driver wakes once
+/// for all of them: to wake costs more than to send.
+fn next_moment(now: Time, interval: Duration) -> Time {
     let interval = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX).max(1);
-    let phase = u64::try_from(phase.as_micros()).unwrap_or(0);
     let earliest = now.as_micros().saturating_add(interval / 2 + 1);
-    let turns = earliest.saturating_sub(phase).div_ceil(interval);
-    Time::from_micros(turns.saturating_mul(interval).saturating_add(phase))
+    Time::from_micros(earliest.div_ceil(interval).saturating_mul(interval))
 }
 
 #[cfg(test)]
@@ -722,7 +713,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_of_a_lines_targets_are_spread_over_the_interval_and_alike_on_every_line() {
+    fn probes_of_all_targets_and_lines_share_their_moments() {
         let moments = |wan: u8| {
             let mut monitor = Monitor::new(wan_id(wan), Family::V4, &probing());
             monitor.start(Time::from_micros(42));
@@ -740,7 +731,7 @@ mod tests {
         let own = moments(1);
         assert_eq!(own, moments(2));
         assert_eq!(own[..3], [(42, 0), (42, 1), (42, 2)]);
-        assert_eq!(own[3..7], [(100_000, 0), (120_000, 1), (140_000, 2), (200_000, 0)]);
+        assert_eq!(own[3..7], [(100_000, 0), (100_000, 1), (100_000, 2), (200_000, 0)]);
     }
 
     #[test]
