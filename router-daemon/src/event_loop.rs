@@ -40,6 +40,7 @@ use self::guarding::Samples;
 use self::inputs::{Input, Sources};
 pub use self::journal_file::{FILES, JournalFile, numbered};
 pub use self::site::{Accepted, Site};
+use crate::alarm::Alarm;
 use crate::ask::{Applies, Ask, Refusal, View};
 use crate::audits::Audits;
 use crate::counters::DenialSource;
@@ -82,6 +83,7 @@ impl std::fmt::Debug for Flows {
 /// What the loop is connected to.
 #[derive(Debug)]
 pub struct Parts {
+    pub alarm: Alarm,
     pub changes: mpsc::Receiver<Change>,
     pub asks: mpsc::Receiver<Ask>,
     /// What the packet path noticed of the lines.
@@ -106,6 +108,7 @@ pub struct Parts {
 pub async fn run(parts: Parts) -> io::Result<()> {
     let (nexts_tx, nexts) = mpsc::channel(NEXTS);
     let Parts {
+        mut alarm,
         mut changes,
         asks,
         noticed,
@@ -167,7 +170,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         let due = core.instant(deadline, core.now());
         let due = core.prober.look().map_or(due, |look| look.min(due));
         tokio::select! {
-            () = tokio::time::sleep_until(due) => {
+            () = alarm.until(due) => {
                 let late = core.now().since(deadline) >= LATE;
                 core.hear(late);
                 if late {
@@ -179,8 +182,12 @@ pub async fn run(parts: Parts) -> io::Result<()> {
             }
             Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
             Some(input) = inputs.next() => match input {
-                Input::Change(change) => core.change(change),
+                Input::Change(change) => {
+                    core.hear(false);
+                    core.change(change);
+                }
                 Input::Noticed(event) => {
+                    core.hear(false);
                     core.samples.notice(&event);
                     core.event(&event);
                 }
@@ -550,7 +557,7 @@ const REPLIES: usize = 1024;
 const NEXTS: usize = 16;
 /// How long the start waits for the first list of links.
 const FIRST_LINKS: Duration = Duration::from_secs(5);
-/// Later than a timer of tokio is on a machine that has time for us.
+/// Later than a timer is on a machine that has time for us.
 const LATE: Duration = Duration::from_millis(5);
 /// Between two of ours 61 other tasks have theirs: enough for the readers of all lines.
 const TURNS: usize = 8;

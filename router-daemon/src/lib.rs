@@ -1,6 +1,7 @@
 //! Making it true: netlink, nftables, sockets. Deciding is `mwan`'s; this crate carries facts in and steps out.
 
 mod accept;
+pub mod alarm;
 pub mod api;
 pub mod ask;
 pub mod audits;

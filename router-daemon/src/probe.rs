@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use self::ping::Pinger;
+use self::ping::{Inbox, Pinger};
 use crate::kernel::watch::{Asker, Neighbour};
 use crate::resolve;
 
@@ -167,13 +167,14 @@ impl Prober {
         })
     }
 
-    /// The answers to echoes that have arrived. They are to be asked for before each deadline of the core, and at
-    /// [`look`](Self::look).
+    /// The answers to echoes that have arrived. They are to be asked for before each deadline of the core and before
+    /// whatever else the core judges lines by, and at [`look`](Self::look).
     pub fn heard(&mut self) -> Vec<Reply> {
         let mut replies = Vec::new();
         if self.echoes.look.is_some() {
+            let mut inbox = Inbox::default();
             for pinger in self.pingers.values() {
-                pinger.heard(&mut replies);
+                pinger.heard(&mut inbox, &mut replies);
             }
             self.echoes.heard(replies.len(), Instant::now());
         }
@@ -344,9 +345,10 @@ fn failure(error: &io::Error) -> Failure {
 
 /// Connections under way at one time; each holds one file descriptor.
 const AT_ONCE: usize = 512;
-/// How long an answer to an echo may wait for us where no probe is due earlier. It delays what an answer changes (a line
-/// that comes back, an error from a router), never what a silence does, and no measured time.
-const LOOK: Duration = Duration::from_millis(50);
+/// How long an answer to an echo may wait for us where no probe is due earlier: a line that is asked ten times a second is
+/// not woken for in between. It delays what an answer changes (a line that comes back, an error from a router), never
+/// what a silence does, and no measured time.
+const LOOK: Duration = Duration::from_millis(110);
 
 #[cfg(test)]
 mod tests {

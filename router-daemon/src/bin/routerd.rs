@@ -11,6 +11,7 @@ use clap::Parser;
 use config::Config;
 use mwan::state::RulesetState;
 use mwan::{KernelState, Step};
+use router_daemon::alarm::Alarm;
 use router_daemon::api::https;
 use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters, DenialSource};
@@ -232,6 +233,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     tasks.spawn(https::serve(config_in_force.clone(), core.clone(), told));
     tasks.spawn(metrics(config_in_force, core));
     let parts = Parts {
+        alarm: Alarm::open().context("cannot have a timer")?,
         changes,
         asks,
         noticed,

@@ -776,6 +776,7 @@ fn begin(
     let denied = denied.clone();
     let denials = DenialSource::new(move || std::future::ready(denied.read()));
     let parts = Parts {
+        alarm: Alarm::of_tokio(),
         noticed,
         changes,
         asks,

@@ -234,10 +234,10 @@ impl Watcher {
     }
 }
 
-/// A ring, to be waited for.
-#[expect(deprecated, reason = "what takes its place is unsafe; a ring keeps its one descriptor as long as it lives")]
-pub(crate) fn readable<T: AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
-    AsyncFd::with_interest(ring, Interest::READABLE)
+/// A ring or a timer, to be waited for.
+#[expect(deprecated, reason = "what takes its place is unsafe; these keep their one descriptor as long as they live")]
+pub(crate) fn readable<T: AsRawFd>(it: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(it, Interest::READABLE)
 }
 
 impl FastPath {

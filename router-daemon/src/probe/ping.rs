@@ -32,6 +32,20 @@ pub(super) struct Pinger {
     targets: Vec<(Option<IpAddr>, u64)>,
 }
 
+/// Where packets are read to.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    buffers: [[u8; LONGEST]; AT_ONCE],
+    headers: MultiHeaders<()>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let headers = MultiHeaders::preallocate(AT_ONCE, Some(nix::cmsg_space!(TimeSpec)));
+        Self { buffers: [[0; LONGEST]; AT_ONCE], headers }
+    }
+}
+
 /// What makes an echo ours.
 #[derive(Debug, Clone, Copy)]
 struct Stamp {
@@ -75,14 +89,13 @@ impl Pinger {
     }
 
     /// What has arrived since the last look. Never waits.
-    pub(super) fn heard(&self, replies: &mut Vec<Reply>) {
-        let mut buffers = [[0; LONGEST]; AT_ONCE];
-        let mut headers = MultiHeaders::<()>::preallocate(AT_ONCE, Some(nix::cmsg_space!(TimeSpec)));
+    pub(super) fn heard(&self, inbox: &mut Inbox, replies: &mut Vec<Reply>) {
+        let Inbox { buffers, headers } = inbox;
         // More than one round of buffers waits after a stall, or when somebody floods the line with ICMP errors, which
         // the filter lets in whatever they are about. What is left is read at the next look.
         for _ in 0..ROUNDS {
             let mut pieces: Vec<_> = buffers.iter_mut().map(|buffer| [IoSliceMut::new(buffer)]).collect();
-            let got = recvmmsg(self.socket.as_raw_fd(), &mut headers, pieces.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
+            let got = recvmmsg(self.socket.as_raw_fd(), headers, pieces.iter_mut(), MsgFlags::MSG_DONTWAIT, None);
             let messages: Vec<_> = match got {
                 Ok(messages) => messages.map(|message| (message.bytes, arrival(&message))).collect(),
                 Err(Errno::EAGAIN) => return,
