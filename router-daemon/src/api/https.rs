@@ -45,7 +45,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::certificate::{self, Loaded, Presented};
-use super::protocol::{Answer, Call, MAX_LINE, Role, decode_call, encode_answer, refusal};
+use super::protocol::{Answer, Call, MAX_LINE, Role, decode_call, encode_answer};
 use super::server::{BUSY, Core, LINE_TIMEOUT, Lines, OPERATORS, PLACE_TIMEOUT, READERS, SEND_TIMEOUT, within};
 use crate::accept;
 use crate::ask::{Author, Refusal};
@@ -276,7 +276,7 @@ impl Caller {
         B::Error: std::error::Error + Send + Sync + 'static,
     {
         if self.terms.epoch.has_changed().is_err() {
-            return refused(refusal("unavailable", "the configuration has changed: connect again".to_owned()));
+            return refused(Refusal::new("unavailable", "the configuration has changed: connect again"));
         }
         let known = match &self.known {
             Ok(known) => known,
@@ -284,7 +284,7 @@ impl Caller {
                 let text = format!(
                     "no [api.client.NAME] of the site file is this certificate; its fingerprint is {fingerprint}"
                 );
-                return refused(refusal("permission", text));
+                return refused(Refusal::new("permission", text));
             }
         };
         match (request.method(), request.uri().path()) {
@@ -303,7 +303,7 @@ impl Caller {
             (_, "/v1/events") => not_allowed("GET", "events are answered to a GET"),
             _ => {
                 let text = "requests are answered at /v1, events at /v1/events".to_owned();
-                whole(StatusCode::NOT_FOUND, &Answer::Error(refusal("malformed", text)))
+                whole(StatusCode::NOT_FOUND, &Answer::Error(Refusal::new("malformed", text)))
             }
         }
     }
@@ -316,22 +316,22 @@ impl Caller {
         let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(JSON) {
             let text = format!("the request needs the header `Content-Type: {JSON}`");
-            return Err(refusal("malformed", text));
+            return Err(Refusal::new("malformed", text));
         }
         let places = match known.role {
             Role::Operator => &self.terms.places.operators,
             Role::Reader => &self.terms.places.readers,
         };
         let place = tokio::time::timeout(PLACE_TIMEOUT, Arc::clone(places).acquire_owned()).await;
-        let Ok(Ok(place)) = place else { return Err(refusal("busy", BUSY.to_owned())) };
+        let Ok(Ok(place)) = place else { return Err(Refusal::new("busy", BUSY)) };
         let body = tokio::time::timeout(LINE_TIMEOUT, Limited::new(request.into_body(), MAX_LINE).collect()).await;
         let bytes = match body {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(refusal("too-large", format!("a request has at most {MAX_LINE} bytes")));
+                return Err(Refusal::new("too-large", format!("a request has at most {MAX_LINE} bytes")));
             }
-            Ok(Err(error)) => return Err(refusal("malformed", format!("the request broke off: {error}"))),
-            Err(_elapsed) => return Err(refusal("slow", "the request was not there in time".to_owned())),
+            Ok(Err(error)) => return Err(Refusal::new("malformed", format!("the request broke off: {error}"))),
+            Err(_elapsed) => return Err(Refusal::new("slow", "the request was not there in time")),
         };
         let call = decode_call(&bytes)?;
         drop(bytes);
@@ -417,7 +417,7 @@ impl Lines for Sse {
 }
 
 fn not_allowed(method: &'static str, text: &str) -> Reply {
-    let mut reply = whole(StatusCode::METHOD_NOT_ALLOWED, &Answer::Error(refusal("malformed", text.to_owned())));
+    let mut reply = whole(StatusCode::METHOD_NOT_ALLOWED, &Answer::Error(Refusal::new("malformed", text)));
     reply.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
     reply
 }

@@ -153,7 +153,7 @@ impl Role {
         }
         let word = call.word();
         let text = format!("`{word}` changes the router: it needs the role `{needed}`, and yours is `{self}`");
-        Err(refusal("permission", text))
+        Err(Refusal::new("permission", text))
     }
 }
 
@@ -280,7 +280,7 @@ pub fn encode_answer(answer: &Answer) -> String {
 pub fn ok(value: &impl Serialize) -> Answer {
     match serde_json::to_value(value) {
         Ok(value) => Answer::Ok(value),
-        Err(error) => Answer::Error(refusal("internal", format!("the answer cannot be written as JSON: {error}"))),
+        Err(error) => Answer::Error(Refusal::new("internal", format!("the answer cannot be written as JSON: {error}"))),
     }
 }
 
@@ -289,8 +289,8 @@ pub fn decode_call(bytes: &[u8]) -> Result<Call, Refusal> {
     let value = decode_line(bytes)?;
     let call = value.get("call").and_then(Value::as_str).map(str::to_owned);
     serde_json::from_value(value).map_err(|error| match call {
-        Some(call) => refusal("malformed", format!("the call {call:?} is not one of version {VERSION}: {error}")),
-        None => refusal("malformed", "the request has no field \"call\"".to_owned()),
+        Some(call) => Refusal::new("malformed", format!("the call {call:?} is not one of version {VERSION}: {error}")),
+        None => Refusal::new("malformed", "the request has no field \"call\""),
     })
 }
 
@@ -298,31 +298,29 @@ pub fn decode_call(bytes: &[u8]) -> Result<Call, Refusal> {
 pub fn decode_answer(bytes: &[u8]) -> Result<Answer, Refusal> {
     let value = decode_line(bytes)?;
     let reply: Reply = serde_json::from_value(value)
-        .map_err(|error| refusal("malformed", format!("the daemon's answer cannot be read: {error}")))?;
+        .map_err(|error| Refusal::new("malformed", format!("the daemon's answer cannot be read: {error}")))?;
     match reply {
         Reply { error: Some(error), .. } => Ok(Answer::Error(error)),
         Reply { ok: Some(ok), .. } => Ok(Answer::Ok(ok)),
         Reply { end: Some(true), .. } => Ok(Answer::End),
-        Reply { .. } => Err(refusal("malformed", "the daemon's answer has neither \"ok\" nor \"error\"".to_owned())),
+        Reply { .. } => Err(Refusal::new("malformed", "the daemon's answer has neither \"ok\" nor \"error\"")),
     }
-}
-
-pub(crate) fn refusal(code: &str, message: String) -> Refusal {
-    Refusal { code: code.to_owned(), message }
 }
 
 fn decode_line(bytes: &[u8]) -> Result<Value, Refusal> {
     if bytes.len() > MAX_LINE {
-        return Err(refusal("too-large", format!("a line has at most {MAX_LINE} bytes")));
+        return Err(Refusal::new("too-large", format!("a line has at most {MAX_LINE} bytes")));
     }
-    let value: Value =
-        serde_json::from_slice(bytes).map_err(|error| refusal("malformed", format!("not a JSON object: {error}")))?;
+    let value: Value = serde_json::from_slice(bytes)
+        .map_err(|error| Refusal::new("malformed", format!("not a JSON object: {error}")))?;
     match value.get("v").and_then(Value::as_u64) {
         Some(version) if version == u64::from(VERSION) => Ok(value),
         Some(version) => {
-            Err(refusal("version", format!("version {version} is not spoken here; this side speaks {VERSION}")))
+            Err(Refusal::new("version", format!("version {version} is not spoken here; this side speaks {VERSION}")))
         }
-        None => Err(refusal("version", format!("the line has no field \"v\"; this side speaks version {VERSION}"))),
+        None => {
+            Err(Refusal::new("version", format!("the line has no field \"v\"; this side speaks version {VERSION}")))
+        }
     }
 }
 
@@ -498,12 +496,12 @@ pub(super) mod tests {
 
     #[test]
     fn answers_come_back_as_they_went() {
-        for answer in [Answer::Ok(json!({"a": [1, 2]})), Answer::Error(refusal("busy", "later".into())), Answer::End] {
+        for answer in [Answer::Ok(json!({"a": [1, 2]})), Answer::Error(Refusal::new("busy", "later")), Answer::End] {
             assert_eq!(decode_answer(encode_answer(&answer).as_bytes()).unwrap(), answer);
         }
         assert_eq!(encode_answer(&Answer::End), "{\"v\":1,\"end\":true}\n");
         assert_eq!(
-            encode_answer(&Answer::Error(refusal("busy", "later".into()))),
+            encode_answer(&Answer::Error(Refusal::new("busy", "later"))),
             "{\"v\":1,\"error\":{\"code\":\"busy\",\"message\":\"later\"}}\n"
         );
     }

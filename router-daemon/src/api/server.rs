@@ -37,7 +37,7 @@ use tokio::task::JoinSet;
 use super::https::Listener;
 use super::journal::Tail;
 use super::line;
-use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok, refusal};
+use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok};
 use super::trace::{Asked, trace};
 use crate::accept;
 use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside};
@@ -172,7 +172,7 @@ pub async fn serve(listener: UnixListener, core: Core, access: Access) {
             };
             let Some((role, author)) = known else {
                 let text = "only root and members of the group `quadway` may ask here (`quadway-read` to read)";
-                peer.send(&Answer::Error(refusal("permission", text.to_owned()))).await.ok();
+                peer.send(&Answer::Error(Refusal::new("permission", text))).await.ok();
                 return;
             };
             let places = match role {
@@ -216,7 +216,7 @@ async fn converse(
 ) -> io::Result<()> {
     while peer.asks().await? {
         let Ok(Ok(place)) = tokio::time::timeout(PLACE_TIMEOUT, places.acquire()).await else {
-            return peer.send(&Answer::Error(refusal("busy", BUSY.to_owned()))).await;
+            return peer.send(&Answer::Error(Refusal::new("busy", BUSY))).await;
         };
         let call = match peer.line().await?.and_then(|line| decode_call(&line)) {
             Ok(call) => call,
@@ -266,7 +266,7 @@ impl Core {
 
     async fn apply(&self, text: String, how: How, author: Author, past: Option<Past>) -> Result<ApplyReport, Refusal> {
         if let Some(foreign) = &self.foreign {
-            foreign.look().await.map_err(|error| refusal("kernel", error.to_string()))?;
+            foreign.look().await.map_err(|error| Refusal::new("kernel", error.to_string()))?;
         }
         // Where a change is guarded, the answer is what the guard found.
         let guarded = Duration::from_millis(how.guard_milliseconds.unwrap_or_default()).min(MOST_GUARDED);
@@ -287,18 +287,18 @@ impl Core {
         if view.applies.pending.is_some() {
             let text = "a change waits: it is not known yet which config is to be saved; `routerctl confirm` keeps it, \
                         `routerctl rollback` takes it back; then try again";
-            return Err(refusal("pending", text.to_owned()));
+            return Err(Refusal::new("pending", text));
         }
         let config = view.config.ok_or_else(Refusal::not_configured)?;
         let (history, key) = (self.history.clone(), self.key.clone());
         aside(move || {
-            let unread = |error| refusal("unavailable", format!("the history cannot be read: {error}"));
-            let key = key.open().map_err(|why| refusal("key", why))?;
+            let unread = |error| Refusal::new("unavailable", format!("the history cannot be read: {error}"));
+            let key = key.open().map_err(|why| Refusal::new("key", why))?;
             let past = history.all().map_err(unread)?;
             let contents =
                 Contents { text: &view.text, config: &config, history: &past, host: &host(), now: SystemTime::now() };
             let (bytes, manifest) =
-                bundle::make(&contents, &key).map_err(|unfit| refusal("bundle", unfit.to_string()))?;
+                bundle::make(&contents, &key).map_err(|unfit| Refusal::new("bundle", unfit.to_string()))?;
             Ok(SaveReport {
                 manifest,
                 fingerprint: bundle::fingerprint(&key),
@@ -319,16 +319,16 @@ impl Core {
         let key = self.key.clone();
         let read = aside(move || {
             let unfit = |unfit: Unfit| match &unfit {
-                Unfit::Untrusted { .. } => refusal("untrusted", unfit.to_string()),
+                Unfit::Untrusted { .. } => Refusal::new("untrusted", unfit.to_string()),
                 Unfit::TooLarge(_) | Unfit::NoArchive(_) | Unfit::Member { .. } => {
-                    refusal("bundle", format!("nothing of the bundle was taken: {unfit}"))
+                    Refusal::new("bundle", format!("nothing of the bundle was taken: {unfit}"))
                 }
             };
             let bytes = BASE64_STANDARD
                 .decode(packed)
-                .map_err(|error| refusal("bundle", format!("the bundle is not in base64: {error}")))?;
+                .map_err(|error| Refusal::new("bundle", format!("the bundle is not in base64: {error}")))?;
             let bundle = bundle::read(&bytes).map_err(unfit)?;
-            let own = key.open().map_err(|why| refusal("key", why))?;
+            let own = key.open().map_err(|why| Refusal::new("key", why))?;
             bundle.trusted(&bundle::fingerprint(&own), trust.as_deref()).map_err(unfit)?;
             Ok((bundle, Arc::<[u8]>::from(bytes)))
         });
@@ -351,9 +351,9 @@ impl Core {
         text.map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
                 let text = format!("the history has no {number}; `routerctl history` lists what it has");
-                refusal("unknown-number", text)
+                Refusal::new("unknown-number", text)
             } else {
-                refusal("unavailable", format!("{number} of the history cannot be read: {error}"))
+                Refusal::new("unavailable", format!("{number} of the history cannot be read: {error}"))
             }
         })
     }
@@ -465,7 +465,7 @@ impl Core {
                 let history = self.history.clone();
                 let entries = tokio::task::spawn_blocking(move || history.entries()).await;
                 let entries = entries.unwrap_or_else(|error| Err(error.into()));
-                let unread = |error| refusal("unavailable", format!("the history cannot be read: {error}"));
+                let unread = |error| Refusal::new("unavailable", format!("the history cannot be read: {error}"));
                 ok(&json!({"entries": entries.map_err(unread)?}))
             }
             Call::Config { number } => ok(&self.config(number).await?),
@@ -489,9 +489,9 @@ impl Core {
 
     /// The cell, which must be one of the config in force.
     async fn cell(&self, cell: &str) -> Result<(Pair, Arc<Config>), Refusal> {
-        let pair: Pair = cell.parse().map_err(|unfit: audit::Unfit| refusal("audit", unfit.to_string()))?;
+        let pair: Pair = cell.parse().map_err(|unfit: audit::Unfit| Refusal::new("audit", unfit.to_string()))?;
         let (config, _) = self.configured().await?;
-        audit::known(&config, &pair).map_err(|unfit| refusal("audit", unfit.to_string()))?;
+        audit::known(&config, &pair).map_err(|unfit| Refusal::new("audit", unfit.to_string()))?;
         Ok((pair, config))
     }
 
@@ -504,7 +504,7 @@ impl Core {
         self.denied
             .audits
             .report(&config, &pair)
-            .ok_or_else(|| refusal("audit", format!("{pair} is not audited, and was not since routerd started")))
+            .ok_or_else(|| Refusal::new("audit", format!("{pair} is not audited, and was not since routerd started")))
     }
 
     async fn plan(&self, text: String) -> Result<Difference, Refusal> {
@@ -528,8 +528,8 @@ impl Core {
         let (config, _) = self.configured().await?;
         match tokio::time::timeout(VIEW_TIMEOUT, self.counters.talkers()).await {
             Ok(Ok(tally)) => Ok(ok(&tally.told(&config, most.min(MOST_TOLD)))),
-            Ok(Err(error)) => Err(refusal("kernel", format!("the flows cannot be read: {error}"))),
-            Err(_) => Err(refusal("timeout", "the kernel did not list its flows in time".to_owned())),
+            Ok(Err(error)) => Err(Refusal::new("kernel", format!("the flows cannot be read: {error}"))),
+            Err(_) => Err(Refusal::new("timeout", "the kernel did not list its flows in time")),
         }
     }
 
@@ -539,21 +539,21 @@ impl Core {
     }
 
     async fn ask<T>(&self, limit: Duration, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Refusal> {
-        let gone = || refusal("unavailable", "routerd is stopping".to_owned());
+        let gone = || Refusal::new("unavailable", "routerd is stopping");
         let (reply, answer) = oneshot::channel();
         let asked = async {
             self.asks.send(ask(reply)).await.map_err(|_closed| gone())?;
             answer.await.map_err(|_closed| gone())
         };
         tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
-            Err(refusal("timeout", format!("no answer within {}", humantime::format_duration(limit))))
+            Err(Refusal::new("timeout", format!("no answer within {}", humantime::format_duration(limit))))
         })
     }
 
     async fn explain(&self, source: &str, destination: &str, service: &str) -> Result<Answer, Refusal> {
         let (config, view) = self.configured().await?;
         let question = Question::read(&config, source, destination, service, None)
-            .map_err(|unclear| refusal("unclear", unclear.to_string()))?;
+            .map_err(|unclear| Refusal::new("unclear", unclear.to_string()))?;
         let mut explanation = explain(&config, &view.decision, &question);
         let until = explanation.denied_by().and_then(|pair| self.denied.audits.until(&pair));
         explanation.audited_until = until.map(|until| humantime::format_rfc3339_seconds(until).to_string());
@@ -573,7 +573,7 @@ impl Core {
 fn parsed(text: &str) -> Result<config::Config, Refusal> {
     match config::parse("site file", text) {
         Ok(parsed) => Ok(parsed.config),
-        Err(problems) => Err(refusal("config", problems.to_string())),
+        Err(problems) => Err(Refusal::new("config", problems.to_string())),
     }
 }
 
@@ -585,7 +585,7 @@ fn host() -> String {
 }
 
 fn wan_name(text: &str) -> Result<config::units::WanName, Refusal> {
-    text.parse().map_err(|error| refusal("unknown-wan", format!("{text:?} is no name of a WAN: {error}")))
+    text.parse().map_err(|error| Refusal::new("unknown-wan", format!("{text:?} is no name of a WAN: {error}")))
 }
 
 /// Begins an audit and follows it to its end.
@@ -650,10 +650,10 @@ async fn follow<T: Serialize + Send + Sync>(
 /// What the journal's lines tell; with `follow` those to come, across changes of file.
 async fn journal(peer: &mut impl Lines, path: Option<&Path>, follow: bool, all: bool) -> io::Result<()> {
     let Some(path) = path else {
-        return peer.send(&Answer::Error(refusal("no-journal", "routerd keeps no journal".to_owned()))).await;
+        return peer.send(&Answer::Error(Refusal::new("no-journal", "routerd keeps no journal"))).await;
     };
     let unreadable =
-        |error: io::Error| Answer::Error(refusal("no-journal", format!("the journal cannot be read: {error}")));
+        |error: io::Error| Answer::Error(Refusal::new("no-journal", format!("the journal cannot be read: {error}")));
     let mut tail = match Tail::open(path).await {
         Ok(tail) => tail,
         Err(error) => return peer.send(&unreadable(error)).await,
@@ -689,7 +689,7 @@ impl Connection {
         let mut bounded = (&mut self.reader).take(MAX_LINE as u64 + 1);
         within(LINE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await?;
         Ok(if line.len() > MAX_LINE {
-            Err(refusal("too-large", format!("a line has at most {MAX_LINE} bytes")))
+            Err(Refusal::new("too-large", format!("a line has at most {MAX_LINE} bytes")))
         } else {
             Ok(line)
         })
@@ -1047,7 +1047,7 @@ mod tests {
                         drop(reply.send(Ok(ApplyReport { warnings, ..ApplyReport::default() })));
                     }
                     Ask::Operator { request: Request::Drain { wan }, reply } if wan.as_str() == "wan9" => {
-                        drop(reply.send(Err(refusal("unknown-wan", "there is no wan9".to_owned()))));
+                        drop(reply.send(Err(Refusal::new("unknown-wan", "there is no wan9"))));
                     }
                     Ask::Operator { reply, .. } | Ask::Audit { reply, .. } => drop(reply.send(Ok(()))),
                 }

@@ -11,7 +11,7 @@ use mwan::explain::{Explanation, Question, explain};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::protocol::{Answer, ok, refusal};
+use super::protocol::{Answer, ok};
 use super::server::{Core, Lines};
 use crate::ask::{Refusal, View};
 use crate::kernel::trace::{Followed, Told, Trace, Tracer, Wanted};
@@ -109,17 +109,17 @@ pub(super) async fn trace(peer: &mut impl Lines, core: &Core, asked: Asked<'_>) 
 
 async fn begin(core: &Core, asked: &Asked<'_>) -> Result<Begun, Refusal> {
     if asked.span < Duration::from_millis(100) || asked.span > LONGEST {
-        return Err(refusal("trace", "packets are followed for a tenth of a second to ten minutes".to_owned()));
+        return Err(Refusal::new("trace", "packets are followed for a tenth of a second to ten minutes"));
     }
     if asked.packets == 0 || asked.packets > MOST_PACKETS {
-        return Err(refusal("trace", format!("1 to {MOST_PACKETS} packets are followed")));
+        return Err(Refusal::new("trace", format!("1 to {MOST_PACKETS} packets are followed")));
     }
     let Some(tracer) = core.tracer.clone() else {
-        return Err(refusal("unavailable", "this routerd follows no packets".to_owned()));
+        return Err(Refusal::new("unavailable", "this routerd follows no packets"));
     };
     let (config, view) = core.configured().await?;
     let question = Question::read(&config, asked.source, asked.destination, asked.service.unwrap_or("ping"), None)
-        .map_err(|unclear| refusal("unclear", unclear.to_string()))?;
+        .map_err(|unclear| Refusal::new("unclear", unclear.to_string()))?;
     let wanted = Wanted {
         source: question.source,
         destination: question.destination,
@@ -143,13 +143,13 @@ async fn begin(core: &Core, asked: &Asked<'_>) -> Result<Begun, Refusal> {
     let story = Story::new(Arc::clone(&config), view.decision.clone(), wanted, asked.packets);
     let trace = tracer.begin(wanted, asked.packets).await.map_err(|error| kernel(&error))?;
     let Some(trace) = trace else {
-        return Err(refusal("trace", "another trace is under way: wait for its end".to_owned()));
+        return Err(Refusal::new("trace", "another trace is under way: wait for its end"));
     };
     Ok(Begun { tracer, trace, wanted, view, story, before, following })
 }
 
 fn kernel(error: &io::Error) -> Refusal {
-    refusal("kernel", format!("packets cannot be followed: {error}"))
+    Refusal::new("kernel", format!("packets cannot be followed: {error}"))
 }
 
 const LONGEST: Duration = Duration::from_mins(10);

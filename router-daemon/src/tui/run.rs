@@ -410,7 +410,7 @@ impl Source {
 fn answer<T: DeserializeOwned>(value: Value) -> Result<T, ClientError> {
     T::deserialize(value).map_err(|error| {
         let message = format!("routerd answers what this routerctl cannot read: {error}");
-        ClientError::Refused(crate::api::protocol::refusal("malformed", message))
+        ClientError::Refused(crate::ask::Refusal::new("malformed", message))
     })
 }
 
