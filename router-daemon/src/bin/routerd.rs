@@ -34,6 +34,7 @@ use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
+use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -48,7 +49,8 @@ fn main() -> ExitCode {
         tracing_subscriber::registry().with(filter).with(journal).init();
         (Some(flush), None)
     } else {
-        let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+        let appender = NonBlockingBuilder::default().buffered_lines_limit(LINES);
+        let (writer, guard) = appender.finish(io::stderr());
         let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
         // journald adds the time itself; a terminal wants it.
         if stream.is_some() {
@@ -273,6 +275,8 @@ async fn metrics(mut config: watch::Receiver<Option<Arc<Config>>>, core: Core) {
     tokio::join!(follow, router_daemon::metrics::serve(wanted, status));
 }
 
+/// Of our log, that wait to be written. Each takes 32 bytes from the start.
+const LINES: usize = 4096;
 const FAILED: u8 = 1;
 const OTHER: u8 = 3;
 const UNFIT: u8 = 4;
