@@ -37,7 +37,7 @@ test: root bpf prometheus qat conformance
 	cargo fmt --manifest-path ebpf/programs/Cargo.toml --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo doc --workspace --no-deps --document-private-items
-	cargo check --manifest-path tests/fuzz/Cargo.toml
+	cargo check --manifest-path tests/fuzz/Cargo.toml --target-dir target
 	cargo clippy --manifest-path ebpf/programs/Cargo.toml --all-targets --all-features -- -D warnings
 	cargo test --manifest-path ebpf/programs/Cargo.toml
 	cargo build --workspace
