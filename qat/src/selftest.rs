@@ -25,52 +25,67 @@ impl Test {
     }
 }
 
-/// One for each operation.
-#[expect(clippy::expect_used, reason = "the constants below are right, which a test says")]
+/// One for each operation, two for a cipher. What has none is not used: where OpenSSL cannot take one of these numbers, the
+/// operation is the CPU's.
 pub(crate) fn tests() -> Vec<Test> {
-    build().expect("every known answer can be made")
+    let ciphers = ciphers().into_iter().flat_map(|vector| match cipher(vector) {
+        Some(both) => both.map(Some),
+        None => [None, None],
+    });
+    let rest = RSA.into_iter().map(rsa).chain(ECDSA.into_iter().map(ecdsa)).chain(ECDH.into_iter().map(ecdh));
+    let made: Vec<_> = rest.chain([x25519()]).chain(ciphers).collect();
+    let missing = made.iter().filter(|test| test.is_none()).count();
+    if missing > 0 {
+        tracing::error!(missing, "OpenSSL does not take all known answers: operations without one stay with it");
+    }
+    made.into_iter().flatten().collect()
 }
 
-fn build() -> Option<Vec<Test>> {
-    let mut tests = Vec::new();
-    for (key, input, output) in RSA {
-        let PrivateKey::Rsa(key) = PrivateKey::from_der(key).ok()? else { return None };
-        let input = Zeroizing::new(input.to_vec());
-        tests.push(Test::new(Work::RsaPrivate { key, input }, Output::Bytes(Zeroizing::new(output.to_vec()))));
-    }
-    for (curve, hash, key, nonce, r, s) in ECDSA {
-        let work = Work::EcdsaSign {
-            key: Arc::new(EcPrivate::from_scalar(curve, &hex(key)).ok()?),
-            digest: hash.digest(b"sample").ok()?,
-            nonce: Some(Zeroizing::new(hex(nonce))),
-        };
-        tests.push(Test::new(work, Output::Signature { r: hex(r), s: hex(s) }));
-    }
-    for (curve, key, x, y, shared_x, shared_y) in ECDH {
-        let key = Arc::new(EcPrivate::from_scalar(curve, &hex(key)).ok()?);
-        let answer = Output::Point { x: Zeroizing::new(hex(shared_x)), y: Zeroizing::new(hex(shared_y)) };
-        tests.push(Test::new(Work::Ecdh { key, x: hex(x), y: hex(y) }, answer));
-    }
+fn rsa((key, input, output): (&[u8], &[u8], &[u8])) -> Option<Test> {
+    let PrivateKey::Rsa(key) = PrivateKey::from_der(key).ok()? else { return None };
+    let work = Work::RsaPrivate { key, input: Zeroizing::new(input.to_vec()) };
+    Some(Test::new(work, Output::Bytes(Zeroizing::new(output.to_vec()))))
+}
+
+fn ecdsa((curve, hash, key, nonce, r, s): (Curve, Hash, &str, &str, &str, &str)) -> Option<Test> {
+    let work = Work::EcdsaSign {
+        key: Arc::new(EcPrivate::from_scalar(curve, &hex(key)).ok()?),
+        digest: hash.digest(b"sample").ok()?,
+        nonce: Some(Zeroizing::new(hex(nonce))),
+    };
+    Some(Test::new(work, Output::Signature { r: hex(r), s: hex(s) }))
+}
+
+fn ecdh((curve, key, x, y, shared_x, shared_y): (Curve, &str, &str, &str, &str, &str)) -> Option<Test> {
+    let key = Arc::new(EcPrivate::from_scalar(curve, &hex(key)).ok()?);
+    let answer = Output::Point { x: Zeroizing::new(hex(shared_x)), y: Zeroizing::new(hex(shared_y)) };
+    Some(Test::new(Work::Ecdh { key, x: hex(x), y: hex(y) }, answer))
+}
+
+fn x25519() -> Option<Test> {
     let [scalar, peer, secret] = X25519.map(hex);
     let key = Arc::new(X25519Private::new(scalar.try_into().ok()?));
     let work = Work::X25519 { key, peer: peer.try_into().ok()? };
-    tests.push(Test::new(work, Output::Bytes(Zeroizing::new(secret))));
-    for (cipher, key, iv, additional, plain, sealed, tag) in ciphers() {
-        let hash_key: Vec<u8> = if cipher.hash_key_size() == 0 { Vec::new() } else { (0x80..0xa0).collect() };
-        let key = Arc::new(CipherKey::new(cipher, &key, &hash_key)?);
-        let work = |direction, text: &[u8], tag: &[u8]| Work::Cipher {
-            key: Arc::clone(&key),
-            direction,
-            iv: iv.clone(),
-            additional: additional.clone(),
-            text: Zeroizing::new(text.to_vec()),
-            tag: tag.to_vec(),
-        };
-        let output = |text: &[u8], tag: &[u8]| Output::Text { text: Text::sealed(text.to_vec()), tag: tag.to_vec() };
-        tests.push(Test::new(work(Direction::Seal, &plain, &[]), output(&sealed, &tag)));
-        tests.push(Test::new(work(Direction::Open, &sealed, &tag), output(&plain, &[])));
-    }
-    Some(tests)
+    Some(Test::new(work, Output::Bytes(Zeroizing::new(secret))))
+}
+
+/// To seal it, and to open it.
+fn cipher((cipher, key, iv, additional, plain, sealed, tag): CipherVector) -> Option<[Test; 2]> {
+    let hash_key: Vec<u8> = if cipher.hash_key_size() == 0 { Vec::new() } else { (0x80..0xa0).collect() };
+    let key = Arc::new(CipherKey::new(cipher, &key, &hash_key)?);
+    let work = |direction, text: &[u8], tag: &[u8]| Work::Cipher {
+        key: Arc::clone(&key),
+        direction,
+        iv: iv.clone(),
+        additional: additional.clone(),
+        text: Zeroizing::new(text.to_vec()),
+        tag: tag.to_vec(),
+    };
+    let output = |text: &[u8], tag: &[u8]| Output::Text { text: Text::sealed(text.to_vec()), tag: tag.to_vec() };
+    Some([
+        Test::new(work(Direction::Seal, &plain, &[]), output(&sealed, &tag)),
+        Test::new(work(Direction::Open, &sealed, &tag), output(&plain, &[])),
+    ])
 }
 
 type CipherVector = (Cipher, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>);
@@ -188,6 +203,7 @@ mod tests {
 
     #[test]
     fn openssl_gives_the_known_answers() {
+        assert_eq!(tests().len(), 16);
         for test in tests() {
             match &test.work {
                 // OpenSSL chooses its own nonce; the known answer has to verify.
