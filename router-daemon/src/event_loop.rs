@@ -46,7 +46,7 @@ use crate::audits::Audits;
 use crate::counters::DenialSource;
 use crate::happening::{Happenings, What};
 use crate::kernel::watch::{Change, Neighbour};
-use crate::probe::Prober;
+use crate::probe::{Heard, Prober};
 use crate::reconcile::{self, Look, Progress, Wanted};
 
 /// Judges the live flows by a config: how many would it deny or leave without their line, or, with `end`, how many
@@ -172,22 +172,18 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         tokio::select! {
             () = alarm.until(due) => {
                 let late = core.now().since(deadline) >= LATE;
-                core.hear(late);
+                core.hear();
                 if late {
                     core.catch_up(&mut replies).await;
                 }
                 if core.recorder.router().deadline() <= core.now() {
-                    core.event(&Event::Timeout);
+                    core.event_at(&Event::Timeout, core.now());
                 }
             }
             Some(reply) = replies.recv() => core.event(&Event::Reply(reply)),
             Some(input) = inputs.next() => match input {
-                Input::Change(change) => {
-                    core.hear(false);
-                    core.change(change);
-                }
+                Input::Change(change) => core.change(change),
                 Input::Noticed(event) => {
-                    core.hear(false);
                     core.samples.notice(&event);
                     core.event(&event);
                 }
@@ -277,20 +273,24 @@ impl Core {
         self.zero + now.since(Time::ZERO) + when.since(now).min(LONGEST_SLEEP)
     }
 
+    /// What was answered before it is known before it.
     fn event(&mut self, event: &Event) {
+        self.hear();
         self.event_at(event, self.now());
     }
 
-    /// Answers to echoes come before the deadline they may have kept. Where we had to wait for the processor, the
-    /// router is told at the time when it last did something: what came in time is not lost because we are late.
-    fn hear(&mut self, late: bool) {
-        for reply in self.prober.heard() {
-            let now = if late { self.last } else { self.now() };
-            self.event_at(&Event::Reply(reply), now);
+    /// Answers to echoes come before the deadline they may have kept, each at the time when it came: what came in time is
+    /// not lost because we look late.
+    fn hear(&mut self) {
+        let now = self.now();
+        for Heard { reply, waited } in self.prober.heard() {
+            let came = came(now, self.last, waited);
+            self.event_at(&Event::Reply(reply), came);
         }
     }
 
-    /// The same for answers that wait in sockets of their own: their readers go first.
+    /// Where we had to wait for the processor, answers may wait in sockets of their own: their readers go first, and the
+    /// router is told at the time when it last did something.
     async fn catch_up(&mut self, replies: &mut mpsc::Receiver<Reply>) {
         for _ in 0..TURNS {
             tokio::task::yield_now().await;
@@ -534,6 +534,13 @@ fn log(notice: &Notice) {
         Notice::Audited { pair, span } => warn!(%pair, ?span, "an audit lets pass what no entry of this cell allows"),
         Notice::AuditEnded { pair, why } => info!(%pair, why = why.told(), "the audit has ended"),
     }
+}
+
+/// When something came that waited for us until `now`; nothing comes before what the router was told `last`.
+fn came(now: Time, last: Time, waited: Option<Duration>) -> Time {
+    let Some(waited) = waited else { return last };
+    let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+    Time::from_micros(now.as_micros().saturating_sub(waited)).max(last)
 }
 
 /// The time since 1970.

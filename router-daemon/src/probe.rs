@@ -8,6 +8,7 @@
 mod http;
 mod ping;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -167,9 +168,9 @@ impl Prober {
         })
     }
 
-    /// The answers to echoes that have arrived. They are to be asked for before each deadline of the core and before
+    /// The answers to echoes that have arrived, in that order. They are to be asked for before each deadline of the core and before
     /// whatever else the core judges lines by, and at [`look`](Self::look).
-    pub fn heard(&mut self) -> Vec<Reply> {
+    pub fn heard(&mut self) -> Vec<Heard> {
         let mut replies = Vec::new();
         if self.echoes.look.is_some() {
             let mut inbox = Inbox::default();
@@ -178,6 +179,7 @@ impl Prober {
             }
             self.echoes.heard(replies.len(), Instant::now());
         }
+        replies.sort_by_key(|heard| Reverse(heard.waited));
         replies
     }
 
@@ -194,6 +196,14 @@ impl Prober {
             debug!("the reply queue is full: the probe's timeout will tell");
         }
     }
+}
+
+/// What came of an echo.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    pub reply: Reply,
+    /// In its socket, for us. Unknown if somebody set the clock meanwhile.
+    pub waited: Option<Duration>,
 }
 
 /// Echoes under way on all lines.

@@ -15,6 +15,17 @@ use crate::kernel::fake::FakeKernel;
 use crate::reconcile::Reconciler;
 use crate::session::Session;
 
+#[test]
+fn an_answer_is_told_at_the_time_when_it_came() {
+    let at = |ms: u64| Time::from_micros(ms * 1_000);
+    let ms = Duration::from_millis;
+    assert_eq!(came(at(100), at(0), Some(ms(99))), at(1));
+    assert_eq!(came(at(100), at(50), Some(ms(99))), at(50), "time does not go back");
+    assert_eq!(came(at(100), at(50), Some(ms(0))), at(100));
+    assert_eq!(came(at(100), at(50), Some(Duration::MAX)), at(50));
+    assert_eq!(came(at(100), at(50), None), at(50), "the clock was set: what came is not lost by that");
+}
+
 #[tokio::test]
 async fn an_apply_is_kept_and_ends_the_flows_it_dooms() {
     let bench = Bench::start(None);

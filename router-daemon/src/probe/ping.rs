@@ -18,7 +18,7 @@ use socket2::{Protocol, SockFilter, Socket, Type};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::Line;
+use super::{Heard, Line};
 
 /// The echo socket of one line and family.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Pinger {
     }
 
     /// What has arrived since the last look. Never waits.
-    pub(super) fn heard(&self, inbox: &mut Inbox, replies: &mut Vec<Reply>) {
+    pub(super) fn heard(&self, inbox: &mut Inbox, replies: &mut Vec<Heard>) {
         let Inbox { buffers, headers } = inbox;
         // More than one round of buffers waits after a stall, or when somebody floods the line with ICMP errors, which
         // the filter lets in whatever they are about. What is left is read at the next look.
@@ -108,7 +108,8 @@ impl Pinger {
             for (buffer, (length, arrived)) in buffers.iter().zip(&messages) {
                 let waited = arrived.and_then(|arrived| SystemTime::now().duration_since(arrived).ok());
                 let packet = &buffer[..(*length).min(LONGEST)];
-                replies.extend(self.understand(packet, self.stamp.zero.elapsed(), waited.unwrap_or_default()));
+                let reply = self.understand(packet, self.stamp.zero.elapsed(), waited.unwrap_or_default());
+                replies.extend(reply.map(|reply| Heard { reply, waited }));
             }
             if messages.len() < AT_ONCE {
                 return;
@@ -118,15 +119,15 @@ impl Pinger {
 
     /// A packet seen at `now` that had waited for us.
     fn understand(&self, packet: &[u8], now: Duration, waited: Duration) -> Option<Reply> {
-        let heard = match self.family {
+        let said = match self.family {
             Family::V4 => self.stamp.understand4(packet),
             Family::V6 => self.stamp.understand6(packet),
         };
-        let (target, seq, outcome) = match heard? {
-            Heard::Answer { target, seq, sent_at } => {
+        let (target, seq, outcome) = match said? {
+            Said::Answer { target, seq, sent_at } => {
                 (target, seq, Outcome::Answered { rtt: round_trip(now.saturating_sub(sent_at), waited) })
             }
-            Heard::Error { to, low } => {
+            Said::Error { to, low } => {
                 let target = self.targets.iter().position(|(address, _)| *address == Some(to))?;
                 let last = self.targets[target].1;
                 let seq = last.checked_sub(u64::from(low_half(last).wrapping_sub(low)))?;
@@ -152,7 +153,7 @@ fn round_trip(seen: Duration, waited: Duration) -> Duration {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Heard {
+enum Said {
     Answer {
         target: usize,
         seq: u64,
@@ -188,7 +189,7 @@ impl Stamp {
     }
 
     /// A raw IPv4 socket hands out the IP header too.
-    fn understand4(self, packet: &[u8]) -> Option<Heard> {
+    fn understand4(self, packet: &[u8]) -> Option<Said> {
         let icmp = packet.get(usize::from(packet.first()? & 0xf) * 4..)?;
         match icmp.first()? {
             0 => self.answer(icmp),
@@ -203,7 +204,7 @@ impl Stamp {
         }
     }
 
-    fn understand6(self, icmp: &[u8]) -> Option<Heard> {
+    fn understand6(self, icmp: &[u8]) -> Option<Said> {
         match icmp.first()? {
             129 => self.answer(icmp),
             1 | 3 => {
@@ -217,9 +218,9 @@ impl Stamp {
         }
     }
 
-    fn answer(self, icmp: &[u8]) -> Option<Heard> {
+    fn answer(self, icmp: &[u8]) -> Option<Said> {
         (number::<2>(icmp, 4)? == u64::from(self.id) && number::<8>(icmp, 8)? == self.cookie).then_some(())?;
-        Some(Heard::Answer {
+        Some(Said::Answer {
             target: usize::try_from(number::<8>(icmp, 16)?).ok()?,
             seq: number::<8>(icmp, 24)?,
             sent_at: Duration::from_micros(number::<8>(icmp, 32)?),
@@ -227,10 +228,10 @@ impl Stamp {
     }
 
     /// Routers quote at least 8 bytes of the echo (RFC 792); where they quote more, the cookie must be ours.
-    fn error(self, to: IpAddr, echo: &[u8]) -> Option<Heard> {
+    fn error(self, to: IpAddr, echo: &[u8]) -> Option<Said> {
         (number::<2>(echo, 4)? == u64::from(self.id)).then_some(())?;
         (number::<8>(echo, 8).is_none_or(|cookie| cookie == self.cookie)).then_some(())?;
-        Some(Heard::Error { to, low: low_half(number::<2>(echo, 6)?) })
+        Some(Said::Error { to, low: low_half(number::<2>(echo, 6)?) })
     }
 }
 
