@@ -63,13 +63,15 @@ impl Recorder {
 
     pub fn step(&mut self, event: &Event, now: Time) -> Stepped {
         let (stepped, outputs) = step(&mut self.router, event, now);
-        let mut line = Line { t: now, w: self.remark.take(), ..Line::of(event) };
+        // Answers that are heard on the way to it are not what happens.
+        let remark = if matches!(event, Event::Reply(_)) { None } else { self.remark.take() };
+        let mut line = Line { t: now, w: remark, ..Line::of(event) };
         line.outputs(outputs);
         self.lines.push(written(&line));
         stepped
     }
 
-    /// Why the next step happens. Nothing is decided by it.
+    /// Why the next thing happens that is no answer to a probe. Nothing is decided by it.
     pub fn remark(&mut self, why: String) {
         self.remark = Some(why);
     }
