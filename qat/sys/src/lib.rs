@@ -20,56 +20,17 @@
     clippy::allow_attributes_without_reason,
     reason = "bindgen wrote it, with the names of C"
 )]
-mod cpa;
-#[allow(
-    unsafe_op_in_unsafe_fn,
-    missing_debug_implementations,
-    non_camel_case_types,
-    non_snake_case,
-    non_upper_case_globals,
-    clippy::all,
-    clippy::pedantic,
-    clippy::expect_used,
-    clippy::undocumented_unsafe_blocks,
-    clippy::multiple_unsafe_ops_per_block,
-    clippy::allow_attributes_without_reason,
-    reason = "bindgen wrote it, with the names of C"
-)]
-pub mod crypto_mb;
-#[allow(
-    unsafe_op_in_unsafe_fn,
-    missing_debug_implementations,
-    non_camel_case_types,
-    non_snake_case,
-    non_upper_case_globals,
-    clippy::all,
-    clippy::pedantic,
-    clippy::expect_used,
-    clippy::undocumented_unsafe_blocks,
-    clippy::multiple_unsafe_ops_per_block,
-    clippy::allow_attributes_without_reason,
-    reason = "bindgen wrote it, with the names of C"
-)]
-pub mod ipsec_mb;
+mod bindings {
+    pub(crate) mod cpa;
+    pub mod crypto_mb;
+    pub mod ipsec_mb;
+    pub(crate) mod usdm;
+}
 mod loader;
 pub mod multi;
-#[allow(
-    unsafe_op_in_unsafe_fn,
-    missing_debug_implementations,
-    non_camel_case_types,
-    non_snake_case,
-    non_upper_case_globals,
-    clippy::all,
-    clippy::pedantic,
-    clippy::expect_used,
-    clippy::undocumented_unsafe_blocks,
-    clippy::multiple_unsafe_ops_per_block,
-    clippy::allow_attributes_without_reason,
-    reason = "bindgen wrote it, with the names of C"
-)]
-mod usdm;
 
-pub use cpa::*;
+pub use bindings::cpa::*;
+pub use bindings::usdm::Usdm;
+pub use bindings::{crypto_mb, ipsec_mb};
 pub use loader::{Abi, Library, NotOpened, Version};
 pub use multi::Multi;
-pub use usdm::Usdm;
