@@ -286,8 +286,7 @@ impl Engine {
             return Err(Error::Length { operation: "ECDH", given: peer.len(), taken });
         }
         // Checks that the point is on the curve: one that is not would give bits of the key away.
-        let context = BigNumContext::new().map_err(openssl("a context"))?;
-        let mut context = context;
+        let mut context = BigNumContext::new().map_err(openssl("a context"))?;
         EcPoint::from_bytes(curve.group(), peer, &mut context).map_err(|_stack| Error::Peer)?;
         let (x, y) = peer[1..].split_at(curve.size());
         let done = self.run(Work::Ecdh { key: Arc::clone(key), x: x.to_vec(), y: y.to_vec() })?;
