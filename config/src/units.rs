@@ -171,10 +171,12 @@ pub enum EventKind {
     FastPath,
     /// A cell of the matrix is audited, or no longer.
     Audit,
+    /// A program that the router runs fails, or no longer.
+    Component,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Health,
         Self::Policy,
         Self::Target,
@@ -187,6 +189,7 @@ impl EventKind {
         Self::Drift,
         Self::FastPath,
         Self::Audit,
+        Self::Component,
     ];
 
     /// As it stands in `events`, and as the tag `event` of what is told.
@@ -204,6 +207,7 @@ impl EventKind {
             Self::Drift => "drift",
             Self::FastPath => "fast-path",
             Self::Audit => "audit",
+            Self::Component => "component",
         }
     }
 }

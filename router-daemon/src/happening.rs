@@ -129,6 +129,8 @@ pub enum What {
     FastPath { on: bool, reason: Option<String> },
     /// What no entry of a cell (`office->guests`) allows passes for `seconds`; or passes no longer, and why.
     Audit { cell: String, seconds: Option<u64>, ended: Option<String> },
+    /// A program that the router runs fails, and why; or runs again.
+    Component { component: String, running: bool, why: Option<String> },
 }
 
 impl What {
@@ -171,6 +173,7 @@ impl What {
             Self::Drift { .. } => EventKind::Drift,
             Self::FastPath { .. } => EventKind::FastPath,
             Self::Audit { .. } => EventKind::Audit,
+            Self::Component { .. } => EventKind::Component,
         }
     }
 
@@ -203,6 +206,7 @@ impl What {
             | Self::RolledBack { .. }
             | Self::Drift { .. }
             | Self::Audit { ended: None, .. }
+            | Self::Component { running: false, .. }
             | Self::FastPath { on: false, reason: Some(_) } => Severity::Warning,
             Self::Policy { .. }
             | Self::Target { bad: false, .. }
@@ -210,6 +214,7 @@ impl What {
             | Self::Applied { .. }
             | Self::Confirmed { .. }
             | Self::Audit { .. }
+            | Self::Component { .. }
             | Self::FastPath { .. } => Severity::Notice,
             Self::Gateway { .. } => Severity::Info,
         }
@@ -257,6 +262,10 @@ impl fmt::Display for What {
             Self::Audit { cell, ended: Some(why), .. } => write!(f, "the audit of {cell} has ended: {why}"),
             Self::Audit { cell, seconds, ended: None } => {
                 write!(f, "what no entry of {cell} allows passes for {} s", seconds.unwrap_or_default())
+            }
+            Self::Component { component, running: true, .. } => write!(f, "{component} runs"),
+            Self::Component { component, why, .. } => {
+                write!(f, "{component} does not run: {}", why.as_deref().unwrap_or("it has ended"))
             }
         }
     }
@@ -397,6 +406,7 @@ mod tests {
             What::Drift { repairs: vec![] },
             What::FastPath { on: true, reason: None },
             What::Audit { cell: "office->guests".to_owned(), seconds: Some(600), ended: None },
+            What::Component { component: "chrony".to_owned(), running: false, why: None },
         ];
         let kinds: Vec<_> = every.iter().map(What::kind).collect();
         assert_eq!(kinds, EventKind::ALL);

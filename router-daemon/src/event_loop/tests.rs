@@ -739,7 +739,8 @@ impl Bench {
                 | What::Outage { .. }
                 | What::Gateway { .. }
                 | What::FastPath { .. }
-                | What::Audit { .. } => {}
+                | What::Audit { .. }
+                | What::Component { .. } => {}
             }
         }
     }
