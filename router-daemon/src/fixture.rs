@@ -23,6 +23,7 @@ use crate::counters::{Conntrack, Count, Counters, FastCount, FastPort, Fed, Line
 use crate::crypto::{CryptoBatch, CryptoChoice, CryptoInstance, CryptoOperation, CryptoStatus, CryptoStep};
 use crate::event_log::{self, Denied, Logged, packet};
 use crate::outside::OutletLine;
+use crate::service::component::{ComponentLine, ComponentState};
 use crate::service::tls_offload::{
     BackendLine, CertificateLine, HandshakeCount, ListenLine, OffloadLine, SignatureCount,
 };
@@ -313,6 +314,23 @@ pub(crate) fn tls_offload() -> Vec<OffloadLine> {
         signatures: vec![SignatureCount { engine: "cpu".to_owned(), fallback: "no-device".to_owned(), count: 8 }],
         kernel_tls: "not used".to_owned(),
     }]
+}
+
+/// One of each state that an operator sees for longer than a moment.
+pub(crate) fn components() -> Vec<ComponentLine> {
+    let line = |name: &str, state, restarts, why: Option<&str>| ComponentLine {
+        name: name.to_owned(),
+        state,
+        since_seconds: 7503.0,
+        restarts,
+        why: why.map(str::to_owned),
+    };
+    let missing = "there is no chronyd: apt install chrony";
+    vec![
+        line("chrony", ComponentState::Failed, 3, Some(missing)),
+        line("kea-dhcp4", ComponentState::Running, 1, Some("it runs with its previous files: it does not answer")),
+        line("radvd", ComponentState::Running, 0, None),
+    ]
 }
 
 /// A card of two instances, one of which does not do X25519 and restarts.

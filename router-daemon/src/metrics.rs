@@ -35,6 +35,7 @@ use crate::accept;
 use crate::ask::ROLLBACKS;
 use crate::counters::LinkCount;
 use crate::crypto::CryptoInstance;
+use crate::service::component::ComponentState;
 use crate::status::{CellCount, Status, WanLine};
 
 /// The two ways of writing it.
@@ -74,6 +75,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     }
     outlets(&mut page, status);
     tls_offload(&mut page, status);
+    components(&mut page, status);
     crypto(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
@@ -231,6 +233,25 @@ fn outlets(page: &mut Page, status: &Status) {
         "quadway_outlet_waiting",
         "Messages about events that have not been taken yet",
         each().map(|(of, outlet)| (of, number(outlet.waiting))),
+    );
+}
+
+fn components(page: &mut Page, status: &Status) {
+    let each = || status.components.iter().map(|line| (vec![("component", line.name.clone())], line));
+    page.gauges(
+        "quadway_component_up",
+        "1 if a program that the router runs does its work",
+        each().map(|(of, line)| (of, truth(line.state == ComponentState::Running))),
+    );
+    page.gauges(
+        "quadway_component_as_wanted",
+        "1 if it does so as the site file says, and not with the files it had before",
+        each().map(|(of, line)| (of, truth(line.state == ComponentState::Running && line.why.is_none()))),
+    );
+    page.counters(
+        "quadway_component_restarts",
+        "Times it was started without a change of the site file",
+        each().map(|(of, line)| (of, line.restarts)),
     );
 }
 
@@ -983,7 +1004,8 @@ mod tests {
 
     fn fixture_status() -> Status {
         let (outlets, tls_offload, crypto) = (fixture::outlets(), fixture::tls_offload(), Some(fixture::crypto()));
-        Status { outlets, tls_offload, crypto, ..status::of(&fixture::view(), &Ok(fixture::counters())) }
+        let components = fixture::components();
+        Status { outlets, tls_offload, components, crypto, ..status::of(&fixture::view(), &Ok(fixture::counters())) }
     }
 
     async fn free_address() -> SocketAddr {

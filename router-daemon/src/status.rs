@@ -20,6 +20,7 @@ use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
 use crate::crypto::CryptoStatus;
 use crate::outside::OutletLine;
+use crate::service::component::ComponentLine;
 use crate::service::tls_offload::OffloadLine;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,6 +71,9 @@ pub struct Status {
     /// Where the router ends TLS.
     #[serde(default)]
     pub tls_offload: Vec<OffloadLine>,
+    /// Programs of others that the router runs.
+    #[serde(default)]
+    pub components: Vec<ComponentLine>,
     /// Who does its crypto; `None` where nothing of the site file needs any.
     #[serde(default)]
     pub crypto: Option<CryptoStatus>,
@@ -251,6 +255,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         entries: Vec::new(),
         outlets: Vec::new(),
         tls_offload: Vec::new(),
+        components: Vec::new(),
         crypto: None,
     };
     if let Some(config) = &view.config {
@@ -511,6 +516,7 @@ impl fmt::Display for Status {
             note(f, 0, &first)?;
             below.iter().try_for_each(|line| note(f, 2, line))?;
         }
+        self.component_lines(f)?;
         match &self.crypto {
             Some(crypto) => writeln!(f).and_then(|()| note(f, 0, &crypto.summary())),
             None => Ok(()),
@@ -519,6 +525,21 @@ impl fmt::Display for Status {
 }
 
 impl Status {
+    fn component_lines(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.components.is_empty() {
+            writeln!(f)?;
+        }
+        for ComponentLine { name, state, since_seconds, restarts, .. } in &self.components {
+            let again = match restarts {
+                0 => String::new(),
+                1 => ", started again once".to_owned(),
+                times => format!(", started again {times} times"),
+            };
+            note(f, 0, &format!("{name}: {} for {}{again}", state.word(), span(*since_seconds)))?;
+        }
+        Ok(())
+    }
+
     fn troubles(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.settled && self.site.is_some() {
             note(f, 2, "not every line has been judged since start")?;
@@ -555,6 +576,9 @@ impl Status {
             for told in offload.troubles() {
                 note(f, 2, &format!("tls_offload {}: {told}", offload.name))?;
             }
+        }
+        for told in self.components.iter().filter_map(ComponentLine::trouble) {
+            note(f, 2, &told)?;
         }
         for told in self.crypto.iter().flat_map(CryptoStatus::troubles) {
             note(f, 2, &told)?;
@@ -793,7 +817,7 @@ mod tests {
     fn the_page_reads_well_on_80_columns() {
         let page = of(&fixture::view(), &Ok(fixture::counters()));
         let (tls_offload, crypto) = (fixture::tls_offload(), Some(fixture::crypto()));
-        let page = Status { tls_offload, crypto, ..page }.to_string();
+        let page = Status { tls_offload, crypto, components: fixture::components(), ..page }.to_string();
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         insta::assert_snapshot!(page);
     }

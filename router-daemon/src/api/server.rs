@@ -54,6 +54,7 @@ use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::kernel::trace::Tracer;
 use crate::outside::Outlets;
+use crate::service::component::Components;
 use crate::service::tls_offload::Offloads;
 use crate::status::{self, Status};
 use crate::talkers::MOST_TOLD;
@@ -80,6 +81,7 @@ pub struct Core {
     /// `None` follows no packets.
     pub tracer: Option<Tracer>,
     pub tls_offload: Offloads,
+    pub components: Components,
     pub crypto: Crypto,
 }
 
@@ -100,6 +102,7 @@ impl Core {
             outlets: Outlets::default(),
             tracer: None,
             tls_offload: Offloads::default(),
+            components: Components::default(),
             crypto: Crypto::default(),
         }
     }
@@ -252,6 +255,7 @@ impl Core {
         status.https.clone_from(&self.https.borrow());
         status.outlets = self.outlets.lines();
         status.tls_offload = self.tls_offload.lines();
+        status.components = self.components.lines();
         status.crypto = self.crypto.status();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)

@@ -29,6 +29,8 @@ use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, 
 use router_daemon::outside::{self, Ending, Outlets, Surroundings};
 use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
+use router_daemon::service;
+use router_daemon::service::component::{Components, Supervisor, Timing};
 use router_daemon::service::tls_offload::{self, Offloads};
 use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
@@ -192,6 +194,17 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let (offloads, crypto) = (Offloads::default(), Crypto::default());
     tls_offload::start(config_in_force.clone(), offloads.clone(), crypto.clone())
         .context("cannot start the thread of TLS offload")?;
+    let components = Components::default();
+    let supervisor = Supervisor {
+        run: arguments.run.clone(),
+        components: components.clone(),
+        happenings: happenings.clone(),
+        timing: Timing::default(),
+    };
+    let places = service::Places { run: arguments.run.clone(), state: arguments.state.clone() };
+    let last_component = supervisor
+        .start(config_in_force.clone(), move |config| service::components(config, &places))
+        .context("cannot start the thread of the components")?;
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
@@ -225,6 +238,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         https: listener,
         outlets,
         tls_offload: offloads,
+        components,
         crypto,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
@@ -252,6 +266,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     // As a task: what wakes the future that is blocked on costs a system call each time.
     let ended = tokio::spawn(event_loop::run(parts)).await;
     last_words.wait();
+    last_component.wait();
     ended??;
     Ok(())
 }

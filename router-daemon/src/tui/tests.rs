@@ -553,6 +553,7 @@ fn status(second: u64) -> Status {
             outlet("webhook", "https://oncall.example/quadway", Some("it does not answer; trying again in 40s")),
         ],
         tls_offload: crate::fixture::tls_offload().into_iter().map(without_trouble).collect(),
+        components: crate::fixture::components(),
         crypto: Some(crate::fixture::crypto()),
         ports: wans
             .iter()

@@ -7,6 +7,8 @@ use super::{Content, Row, fit, fold, plural};
 use crate::api::https::Listener;
 use crate::counters::FastCount;
 use crate::outside::OutletLine;
+use crate::service::component::{ComponentLine, ComponentState};
+use crate::status::span;
 use crate::tui::look::{BAD, GOOD, HEAD, PALE, PLAIN};
 use crate::tui::snapshot::Snapshot;
 
@@ -14,6 +16,7 @@ pub(super) fn content(snapshot: &Snapshot, width: usize) -> Content {
     let Some(status) = &snapshot.status else { return Content::default() };
     let mut rows = vec![fast_path(&status.fast_path, width), https(status.https.as_ref(), width)];
     rows.extend(status.outlets.iter().map(|outlet| self::outlet(outlet, width)));
+    rows.extend(status.components.iter().map(|component| self::component(component, width)));
     let header = format!("  {:<16} {:<10} {}", "SERVICE", "STATE", "WHAT");
     Content { header: Line::styled(header, HEAD), rows, panel: Vec::new() }
 }
@@ -45,6 +48,19 @@ fn outlet(outlet: &OutletLine, width: usize) -> Row {
     row
 }
 
+fn component(component: &ComponentLine, width: usize) -> Row {
+    let ComponentLine { name, state, since_seconds, restarts, why } = component;
+    let state = match (state, why) {
+        (ComponentState::Running, None) => ON,
+        (ComponentState::Running, Some(_)) => WORSE,
+        (ComponentState::Starting, _) => STARTS,
+        (ComponentState::Failed, _) => FAILS,
+        (ComponentState::Off, _) => OFF,
+    };
+    let what = format!("for {}, {restarts} restarts", span(*since_seconds));
+    row(name, state, &what, why.as_deref(), width)
+}
+
 /// `trouble` has lines of its own: what somebody should look at is not cut.
 fn row(name: &str, (state, style): (&'static str, Style), what: &str, trouble: Option<&str>, width: usize) -> Row {
     let lead = format!("  {} ", fit(name, 16));
@@ -62,4 +78,6 @@ fn row(name: &str, (state, style): (&'static str, Style), what: &str, trouble: O
 
 const ON: (&str, Style) = ("● on", GOOD);
 const OFF: (&str, Style) = ("○ off", PALE);
+const STARTS: (&str, Style) = ("◐ starting", PALE);
+const WORSE: (&str, Style) = ("◐ degraded", BAD);
 const FAILS: (&str, Style) = ("✖ fails", BAD);
