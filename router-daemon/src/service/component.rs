@@ -282,7 +282,7 @@ impl Default for Timing {
         Self {
             first: Duration::from_millis(200),
             most: Duration::from_secs(30),
-            calm: Duration::from_secs(60),
+            calm: Duration::from_mins(1),
             patience: Duration::from_secs(15),
             look: Duration::from_secs(5),
             farewell: Duration::from_secs(3),

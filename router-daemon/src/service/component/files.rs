@@ -28,9 +28,9 @@ pub(super) async fn write(component: &Component) -> Result<(), String> {
         next.iter().try_for_each(rename)
     });
     if placed.is_err() {
-        next.iter().for_each(|(_, beside)| {
+        for (_, beside) in &next {
             fs::remove_file(beside).ok();
-        });
+        }
     }
     placed
 }

@@ -59,10 +59,11 @@ impl Keeper {
             let component = Arc::clone(&wanted.borrow_and_update());
             let made = tokio::select! {
                 biased;
-                news = news(&mut wanted, &component) => match news {
-                    true => { self.begin_anew(); continue 'wanted }
-                    false => break 'wanted,
-                },
+                news = news(&mut wanted, &component) => {
+                    if !news { break 'wanted }
+                    self.begin_anew();
+                    continue 'wanted;
+                }
                 made = self.make(&component) => made,
             };
             // What is refused, or down, is tried again then.
@@ -90,10 +91,11 @@ impl Keeper {
             let (mut again, refused) = (again, again.is_some());
             loop {
                 tokio::select! {
-                    news = news(&mut wanted, &component) => match news {
-                        true => { self.begin_anew(); continue 'wanted }
-                        false => break 'wanted,
-                    },
+                    news = news(&mut wanted, &component) => {
+                        if !news { break 'wanted }
+                        self.begin_anew();
+                        continue 'wanted;
+                    }
                     why = ended(&mut self.process) => {
                         self.process = None;
                         if begun.elapsed() >= self.supervisor.timing.calm {
