@@ -171,6 +171,21 @@ fn a_flow_in_the_fast_path(lab: &Lab) {
     assert!(told.contains("taken out of the fast path"), "{told}");
     assert!(told.contains("forwarded: its flow is known; out by vlan20 (guests)"), "{told}");
     assert!(told.contains("4 packets followed: 4 forwarded"), "{told}");
+
+    wait("the flow is in the fast path again", || Ok(cached(lab, &office))).unwrap();
+    let following = Following::begin(lab, &[&office, "printer", "tcp/631", "--for", "1s"]);
+    for _ in 0..10 {
+        assert!(echoes(&mut stream, PATIENCE));
+    }
+    let told = following.done();
+    assert!(told.contains("0 packets followed\n") && told.contains("the fast path forwarded "), "{told}");
+}
+
+/// Whether the fast path has the flow from there to the printer, as a trace finds it.
+fn cached(lab: &Lab, office: &str) -> bool {
+    let told = Following::begin(lab, &[office, "printer", "tcp/631", "--for", "100ms", "--json"]).done();
+    let first: Value = serde_json::from_str(told.lines().next().unwrap()).unwrap();
+    first["following"]["flows"][0]["fast_path"].is_object()
 }
 
 fn nothing_to_follow(lab: &Lab) {

@@ -50,6 +50,7 @@ pub(super) async fn trace(peer: &mut impl Lines, core: &Core, asked: Asked<'_>) 
     let over = tokio::time::sleep(asked.span);
     let mut over = std::pin::pin!(over);
     let mut full = false;
+    let taking = asked.through_rules.then(|| tracer.taking());
     let mut again = tokio::time::interval(CALLED_BACK_EVERY);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -72,9 +73,10 @@ pub(super) async fn trace(peer: &mut impl Lines, core: &Core, asked: Asked<'_>) 
                 Err(broadcast::error::RecvError::Closed) => break,
             },
             // The feeder may have put them in again.
-            _ = again.tick(), if asked.through_rules => {
+            _ = again.tick(), if taking.is_some() => {
+                let Some(taking) = &taking else { continue };
                 let flows = before.iter().map(|flow| flow.tracked).collect();
-                if let Err(error) = tracer.call_back(flows).await {
+                if let Err(error) = taking.call_back(flows).await {
                     return peer.send(&Answer::Error(kernel(&error))).await;
                 }
                 continue;

@@ -231,12 +231,16 @@ fn what_entries_carried_is_counted_once() {
 }
 
 #[test]
-fn an_entry_that_gave_way_is_forgotten() {
+fn an_entry_that_gave_way_is_forgotten_and_a_listing_puts_it_in_again() {
     let mut site = Site::default();
     site.learn(outward());
     site.cache.0.remove(&Key::of(&outward().reply).unwrap());
     assert_eq!(site.book.count(&outward().original, &mut site.cache).unwrap(), None);
     assert_eq!((site.cache.len(), site.book.len(), site.flows()), (0, 0, 0));
+    site.book.begin_listing();
+    site.list(outward());
+    assert_eq!(site.book.end_listing(), []);
+    assert_eq!((site.cache.len(), site.book.len(), site.flows()), (2, 1, 1));
 }
 
 proptest! {

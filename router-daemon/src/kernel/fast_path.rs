@@ -54,6 +54,8 @@ pub struct Watcher {
     loads: watch::Sender<u64>,
     /// Counts the times flows were called back, or ports changed.
     moves: watch::Sender<u64>,
+    /// Counts the times others took entries out.
+    takings: watch::Sender<u64>,
     state: watch::Sender<FastPathState>,
 }
 
@@ -78,6 +80,7 @@ impl Watcher {
             seen: Arc::default(),
             loads: watch::Sender::new(0),
             moves: watch::Sender::new(0),
+            takings: watch::Sender::new(0),
             state: watch::Sender::default(),
         }
     }
@@ -90,6 +93,15 @@ impl Watcher {
     /// Changes whenever the generation of a slot or the ports may be others. Nobody else moves them while we live.
     pub(crate) fn moves(&self) -> watch::Receiver<u64> {
         self.moves.subscribe()
+    }
+
+    /// Changes whenever somebody else took entries out of the tables: whoever feeds them is to look.
+    pub(crate) fn takings(&self) -> watch::Receiver<u64> {
+        self.takings.subscribe()
+    }
+
+    pub(crate) fn tell_taken(&self) {
+        self.takings.send_modify(|takings| *takings += 1);
     }
 
     /// Changes as the fast path goes on and off.

@@ -70,6 +70,7 @@ async fn feed(watcher: &Watcher, mut config: watch::Receiver<Option<Arc<Config>>
 struct Feeder {
     watcher: Watcher,
     moves: watch::Receiver<u64>,
+    takings: watch::Receiver<u64>,
     config: Arc<Config>,
     events: Listener,
     route: Listener,
@@ -87,8 +88,7 @@ struct Feeder {
     moved: bool,
     review: Vec<Tuple>,
     listing: Listing,
-    counting: Vec<Tuple>,
-    counted: Instant,
+    counting: Counting,
     fed: Fed,
     /// There is more in it than the watcher was told.
     untold: bool,
@@ -111,6 +111,15 @@ struct Listing {
     gone: Vec<Tuple>,
 }
 
+/// What the flows of the book carried.
+#[derive(Debug)]
+struct Counting {
+    left: Vec<Tuple>,
+    begun: Instant,
+    /// Others took entries out. Counting finds which, and the listing after that puts them in again.
+    taken: bool,
+}
+
 impl Feeder {
     fn open(watcher: Watcher, config: Arc<Config>, maps: Maps) -> io::Result<Self> {
         let now = Instant::now();
@@ -126,6 +135,7 @@ impl Feeder {
         let mut moves = watcher.moves();
         moves.mark_changed();
         Ok(Self {
+            takings: watcher.takings(),
             watcher,
             moves,
             config,
@@ -142,8 +152,7 @@ impl Feeder {
             moved: false,
             review: Vec::new(),
             listing,
-            counting: Vec::new(),
-            counted: now,
+            counting: Counting { left: Vec::new(), begun: now, taken: false },
             fed: Fed::default(),
             untold: true,
             told: now,
@@ -174,6 +183,10 @@ impl Feeder {
             }
             self.stale.0 |= self.watcher.attached() != self.topology.attached;
         }
+        if self.takings.has_changed().unwrap_or(false) {
+            self.takings.mark_unchanged();
+            self.counting = Counting { left: self.book.tuples(), begun: Instant::now(), taken: true };
+        }
         if self.stale != (false, false) {
             self.look().await?;
         }
@@ -191,6 +204,10 @@ impl Feeder {
                     heard = self.route.next() => self.hear_route(heard?),
                     _ = self.moves.changed() => {
                         self.moves.mark_changed();
+                        break;
+                    }
+                    _ = self.takings.changed() => {
+                        self.takings.mark_changed();
                         break;
                     }
                     _ = config.changed() => {
@@ -228,7 +245,7 @@ impl Feeder {
 
     fn is_idle(&self) -> bool {
         let listing = &self.listing;
-        self.review.is_empty() && self.counting.is_empty() && listing.found.is_none() && listing.gone.is_empty()
+        self.review.is_empty() && self.counting.left.is_empty() && listing.found.is_none() && listing.gone.is_empty()
     }
 
     fn hear(&mut self, heard: Heard) {
@@ -317,18 +334,20 @@ impl Feeder {
         for tuple in last(&mut self.review) {
             told(self.book.review(&tuple, sight, &mut self.maps));
         }
-        if self.counting.is_empty() && self.counted.elapsed() >= COUNTED_EVERY {
-            self.counted = Instant::now();
-            self.counting = self.book.tuples();
+        if self.counting.left.is_empty() && self.counting.begun.elapsed() >= COUNTED_EVERY {
+            self.counting = Counting { left: self.book.tuples(), begun: Instant::now(), taken: self.counting.taken };
         }
-        if !self.counting.is_empty() {
+        if !self.counting.left.is_empty() {
             let timeouts = Timeouts::read();
-            for tuple in last(&mut self.counting) {
+            for tuple in last(&mut self.counting.left) {
                 match self.book.count(&tuple, &mut self.maps) {
                     Ok(Some(flow)) => self.keep(&flow, &timeouts),
                     other => told(other.map(drop)),
                 }
             }
+        }
+        if self.counting.left.is_empty() {
+            self.listing.wanted |= std::mem::take(&mut self.counting.taken);
         }
     }
 

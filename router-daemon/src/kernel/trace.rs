@@ -101,6 +101,10 @@ pub struct Followed {
     pub cached: Option<[abi::Flow; 2]>,
 }
 
+/// Leave to take flows out of the fast path. Dropped, it has them put in again.
+#[derive(Debug)]
+pub struct Taking(Watcher);
+
 /// A trace under way. Dropping it takes its table away.
 #[derive(Debug)]
 pub struct Trace {
@@ -150,10 +154,21 @@ impl Tracer {
         .await
     }
 
-    /// Takes the entries of these flows out of the fast path: their packets go through the rules. The feeder misses
-    /// them after a while, and puts them in again when it next hears of their flows.
+    pub fn taking(&self) -> Taking {
+        Taking(self.path.clone())
+    }
+
+    /// The name of a port of the fast path.
+    pub fn port(&self, index: u32) -> Option<IfName> {
+        self.path.port(index)
+    }
+}
+
+impl Taking {
+    /// Takes the entries of these flows out of the fast path: their packets go through the rules. The feeder may put
+    /// them in again at any time.
     pub async fn call_back(&self, flows: Vec<Tracked>) -> io::Result<()> {
-        let Some(pins) = self.path.pins() else { return Ok(()) };
+        let Some(pins) = self.0.pins() else { return Ok(()) };
         aside(move || {
             let mut maps = Maps::open(&pins).map_err(io::Error::other)?;
             let keys = flows.iter().flat_map(|flow| [&flow.original, &flow.reply]).filter_map(Key::of);
@@ -166,10 +181,12 @@ impl Tracer {
         })
         .await
     }
+}
 
-    /// The name of a port of the fast path.
-    pub fn port(&self, index: u32) -> Option<IfName> {
-        self.path.port(index)
+impl Drop for Taking {
+    /// Untold, the feeder would miss them after ten seconds and look for them after a minute.
+    fn drop(&mut self) {
+        self.0.tell_taken();
     }
 }
 
