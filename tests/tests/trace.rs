@@ -24,6 +24,7 @@ const SITE: &str = concat!(
     "[host.desk]\naddress = \"10.0.10.7\"\n",
 );
 const PRINTER: &str = "10.0.20.5:631";
+const PRINTER6: &str = "[fd10:10:20::5]:631";
 const WEB: &str = "198.51.100.1:443";
 const TABLE: &str = "quadway-trace";
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -47,6 +48,121 @@ fn packets_are_followed_in_names_and_nothing_is_left_of_it() {
     assert_eq!(status["applies"]["drift_repaired"], 0, "{status}");
     assert_eq!(status["foreign_marks"], Value::Array(vec![]), "{status}");
     it_ends_with_the_daemon(&mut lab);
+}
+
+/// Between VLANs, and out by three lines: as it is, behind the line's address, and behind a prefix of the line.
+#[test]
+fn packets_of_ipv6_are_followed_with_and_without_nat() {
+    let Some(lab) = Temporary::routed(&site6(), 3, false).unwrap() else { return };
+    for (number, net) in [(1, "fd10:10:10::/64"), (3, "2001:db8:aa03::/64")] {
+        lab.internet().ip(&format!("route add {net} via fd00:100:{number}::2\n")).unwrap();
+        let own = lab.site().wans[number - 1].router6.addr();
+        lab.isp(u8::try_from(number).unwrap()).ip(&format!("route add {net} via {own}\n")).unwrap();
+    }
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+    a_flow_between_vlans6(&lab);
+    let masked = lab.site().wans[1].router6.addr().to_string();
+    for (port, wan, known_as) in
+        [(5001, "wan1", None), (5002, "wan2", Some(masked.as_str())), (5003, "wan3", Some("2001:db8:aa03::7"))]
+    {
+        a_flow_to_the_internet6(&lab, port, wan, known_as);
+    }
+    a_denied_flow6(&lab);
+    a_flow_of_the_router6(&lab);
+    no_table(&lab);
+}
+
+fn a_flow_between_vlans6(lab: &Lab) {
+    let following = Following::begin(lab, &["desk6", "printer6", "tcp/631", "--count", "3"]);
+    let mut stream = connect(lab, 10, PRINTER6);
+    let told = following.done();
+    for part in [
+        "explain says: allowed: cell office -> guests, entry `printing6` (line",
+        "-> printer6:631 comes in by vlan10 (office)",
+        "#1   allowed: cell office -> guests, entry `printing6` (line",
+        "; out by vlan20 (guests)",
+        "#2   tcp printer6:631 -> desk6:",
+        "#2   forwarded: its flow is known; out by vlan10 (office)",
+        "3 packets followed: 3 forwarded\n",
+        "flow [fd10:10:10::7]:",
+        " -> [fd10:10:20::5]:631",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    wait("the flow is cached", || Ok(status(lab)?["fast_path"]["flows"]["v6"] == 2)).unwrap();
+    let following = Following::begin(lab, &["desk6", "printer6", "tcp/631", "--for", "2s"]);
+    for _ in 0..10 {
+        assert!(echoes(&mut stream, PATIENCE));
+    }
+    let told = following.done();
+    assert!(
+        told.contains("in the fast path: in by v10, out by v20: ") && told.contains("0 packets followed\n"),
+        "{told}"
+    );
+    let counted = told.split("the fast path forwarded ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    assert!(counted.parse::<u64>().unwrap() >= 10, "{told}");
+}
+
+fn a_flow_to_the_internet6(lab: &Lab, port: u16, wan: &str, known_as: Option<&str>) {
+    let service = format!("tcp/{port}");
+    let following = Following::begin(lab, &["desk6", "2001:db8:100::1", &service, "--count", "2", "--json"]);
+    let (stream, greeting) =
+        open(&lab.host(10), format!("[2001:db8:100::1]:{port}").parse().unwrap(), PATIENCE).unwrap();
+    let told = following.done();
+    drop(stream);
+    let seen = greeting.peer.to_string();
+    assert_eq!(seen, known_as.unwrap_or("fd10:10:10::7"), "what the lab is set up for");
+    let lines: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (report, steps) = lines.split_last().unwrap();
+    let texts: Vec<_> = steps.iter().filter_map(|line| line["step"]["text"].as_str()).collect();
+    let report = &report["report"];
+    let [first, second] = report["packets"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert_eq!((&first["wan"], &first["fate"], &first["there"]), (&wan.into(), &"forwarded".into(), &true.into()));
+    assert_eq!((&second["fate"], &second["there"]), (&"forwarded".into(), &false.into()), "{report}");
+    assert_eq!((&first["differs"], &second["differs"]), (&false.into(), &false.into()), "{report}");
+    assert!(texts.iter().any(|text| text.ends_with(&format!(" comes in by {wan}"))), "{texts:?}");
+    let nat = texts.iter().any(|text| text.starts_with(&format!("NAT of {wan}")));
+    assert_eq!(nat, known_as.is_some(), "{texts:?}");
+    let flow = &report["flows"][0];
+    assert_eq!(flow["wan"], wan, "{report}");
+    let told = flow["known_as"].as_str();
+    assert_eq!(told.is_some(), known_as.is_some(), "{report}");
+    assert!(known_as.is_none_or(|known| told.unwrap().contains(known)), "{report}");
+}
+
+fn a_denied_flow6(lab: &Lab) {
+    let following = Following::begin(lab, &["printer6", "desk6", "tcp/443", "--for", "2s"]);
+    assert!(open(&lab.host(20), "[fd10:10:10::7]:443".parse().unwrap(), DENIED).is_err());
+    let told = following.done();
+    assert!(told.contains("tcp printer6:") && told.contains(" -> desk6:443 comes in by vlan20 (guests)"), "{told}");
+    assert!(told.contains("denied: cell guests -> office: default deny, no entry for this pair"), "{told}");
+    assert!(told.contains(" dropped") && !told.contains("forwarded"), "{told}");
+}
+
+fn a_flow_of_the_router6(lab: &Lab) {
+    let following = Following::begin(lab, &["desk6", "fd10:10:10::1", "ping", "--count", "2"]);
+    run(lab.host(10).command("ping").args(["-c", "1", "-W", "2", "fd10:10:10::1"])).unwrap();
+    let told = following.done();
+    assert!(told.contains("#1   taken by the router: input of office, service ping (line"), "{told}");
+    assert!(told.contains("#2   answer to a ping fd10:10:10::1 -> desk6 is sent by the router itself"), "{told}");
+    assert!(told.contains("2 packets followed: 1 taken by the router, 1 sent by the router"), "{told}");
+}
+
+fn site6() -> String {
+    let plain =
+        include_str!("../../config/examples/minimal.toml").replace("[wan.wan1]\n", "[wan.wan1]\nnat6 = \"none\"\n");
+    let line = |number: u8| {
+        format!(
+            "[policy.line{number}]\nmembers = [\"wan{number}\"]\n\
+             [[steer]]\nname = \"line{number}\"\nports = [\"tcp/500{number}\"]\npolicy = \"line{number}\"\n"
+        )
+    };
+    plain
+        + "\n[wan.wan3]\nnat6 = { internal = \"fd10:10:10::/64\", external = \"2001:db8:aa03::/64\" }\n\
+           [host.desk]\naddress = \"10.0.10.7\"\n[host.desk6]\naddress = \"fd10:10:10::7\"\n[host.printer6]\naddress = \"fd10:10:20::5\"\n\
+           [[cell]]\nname = \"printing6\"\nfrom = \"office\"\nto = \"guests\"\nhosts = [\"printer6\"]\n\
+           services = [\"tcp/631\"]\n"
+        + &[1, 2, 3].map(line).concat()
 }
 
 fn what_cannot_be_followed_is_refused(lab: &Lab) {
