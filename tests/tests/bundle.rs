@@ -8,12 +8,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::demo::wait_until_good;
 use tests::lab::{Lab, Temporary};
 use tests::listing::{assert_same, listing};
+use tests::traffic::UdpFlow;
 use tests::watch::{status, wait};
 
 #[test]
@@ -112,6 +114,77 @@ fn what_is_restored_is_what_was_saved_to_the_byte_here_and_on_a_fresh_box() {
     assert_eq!((now.len(), &now[4]["number"]), (5, &Value::from(5)));
     let other = json(&routerctl(&fresh, ["--json", "save"], &bad));
     assert_ne!(other["fingerprint"], fingerprint.as_str(), "another box, another key");
+}
+
+#[test]
+fn a_guarded_restore_stays_where_it_does_no_harm_and_is_taken_back_where_it_denies() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, bad) = (folder.path().join("good.tar"), folder.path().join("bad.tar"));
+    let Some(lab) = Temporary::routed(SITE, 2, false).unwrap() else { return };
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+    let changed = |change: fn(&mut toml_edit::DocumentMut)| {
+        let mut site: toml_edit::DocumentMut = lab.site().text.parse().unwrap();
+        change(&mut site);
+        site.to_string()
+    };
+    let no_harm = changed(|site| {
+        site["vlan"]["guests"]["input"] = toml_edit::value(toml_edit::Array::from_iter(["dhcp", "dns"]));
+    });
+    let closed = changed(|site| {
+        site["vlan"]["office"].as_table_like_mut().unwrap().remove("internet");
+    });
+    let file = folder.path().join("site.toml");
+    let apply = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let applied = routerctl(&lab, ["apply"], &file);
+        assert!(applied.status.success(), "{}", said(&applied));
+    };
+    for (text, bundle) in [(&closed, &bad), (&no_harm, &good)] {
+        apply(text);
+        json(&routerctl(&lab, ["--json", "save"], bundle));
+    }
+    apply(&lab.site().text);
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+
+    let flow = UdpFlow::start(&lab.host(10), None, "198.51.100.1:7".parse().unwrap(), 100).unwrap();
+    let guarded = |bundle: &Path, guard: &str| {
+        let begun = Instant::now();
+        loop {
+            let answer = routerctl(&lab, ["restore", guard], bundle);
+            // So soon after another config there is nothing to compare with.
+            if !said(&answer).contains("has not been measured for long enough") {
+                return answer;
+            }
+            assert!(begun.elapsed() < Duration::from_mins(1), "{}", said(&answer));
+            thread::sleep(Duration::from_secs(1));
+        }
+    };
+    let kept = guarded(&good, "--guard=12s");
+    assert!(kept.status.success() && said(&kept).contains("kept: no line got worse"), "{}", said(&kept));
+    assert_eq!(running(&lab), no_harm);
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+    let before = listing(&lab);
+
+    let refused = guarded(&bad, "--guard");
+    let why = "packets a second are denied";
+    assert!(refused.status.code() == Some(5) && said(&refused).contains(why), "{}", said(&refused));
+    wait_until_good(&lab, Duration::from_mins(1)).unwrap();
+    assert_same(&before, &listing(&lab), "a restore that a guard took back");
+    assert_eq!(running(&lab), no_harm);
+    let applies = status(&lab).unwrap()["applies"].clone();
+    assert_eq!(applies["rollbacks"]["guard"], 1, "{applies}");
+    assert!(applies["rolled_back"].as_str().unwrap().contains(why), "{applies}");
+    flow.stop();
+
+    // Both stand in the history with the bundle they are of, and the way back is a number.
+    let told = history(&lab);
+    let [.., stays, taken_back] = told.as_slice() else { panic!("{told:?}") };
+    for (entry, outcome) in [(stays, "confirmed"), (taken_back, "rolled-back")] {
+        assert!(entry["message"].as_str().unwrap().starts_with("restored from bundle "), "{told:?}");
+        assert_eq!(entry["outcome"]["outcome"], outcome, "{told:?}");
+    }
+    assert!(taken_back["outcome"]["why"].as_str().unwrap().contains(why), "{told:?}");
+    json(&routerctl(&lab, ["--json", "save"], &good));
 }
 
 fn routerctl<const N: usize>(lab: &Lab, arguments: [&str; N], file: &Path) -> Output {
