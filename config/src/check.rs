@@ -4,6 +4,7 @@
 
 mod api;
 mod asserts;
+mod lan;
 mod matrix;
 mod outside;
 mod segments;
@@ -44,6 +45,9 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let asserts = check.asserts();
     let api = check.api(&mut vlans, &wans);
     let tls_offload = check.tls_offload(&mut vlans, &mut wans);
+    let dhcp = check.dhcp(&vlans);
+    let ra = check.ra(&vlans);
+    let ntp = check.ntp(&vlans);
     let router = check.router();
     let fast_path = check.fast_path();
     let syslog = check.syslog();
@@ -82,6 +86,9 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         webhooks,
         hooks,
         tls_offload,
+        dhcp,
+        ra,
+        ntp,
     };
     (config, origins, check.problems)
 }

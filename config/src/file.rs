@@ -1,6 +1,8 @@
 //! The site file as written: one struct per section, every value with its place. Shapes are checked here (keys,
 //! types, the form of one value); whatever needs two places of the file at once is `check`'s business.
 
+mod lan;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,12 +10,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use toml::de::DeTable;
 
+pub(crate) use self::lan::{Dhcp, Ntp, Ra, VlanDhcp};
 use crate::model::PortSet;
 use crate::problem::{Problem, Span};
 use crate::read::{At, Node, Read, Table, at, shown, text, wrong_type};
 use crate::units::{
-    BitRate, ClientName, EgressName, HostName, IfName, NameError, PolicyName, ServiceName, TlsOffloadName, VlanName,
-    WanName,
+    BitRate, ClientName, EgressName, HostName, IfName, Mac, NameError, PolicyName, ServiceName, TlsOffloadName,
+    VlanName, WanName,
 };
 
 type Problems = Vec<Problem>;
@@ -42,6 +45,9 @@ pub(crate) struct File {
     pub(crate) webhooks: Vec<Webhook>,
     pub(crate) hooks: Vec<Hook>,
     pub(crate) tls_offload: Vec<TlsOffload>,
+    pub(crate) dhcp: Option<Dhcp>,
+    pub(crate) ra: Option<Ra>,
+    pub(crate) ntp: Option<Ntp>,
 }
 
 #[derive(Debug, Default)]
@@ -111,6 +117,8 @@ pub(crate) struct Vlan {
     pub(crate) native: Vec<At<IfName>>,
     pub(crate) internet: Maybe<Vec<At<String>>>,
     pub(crate) input: Maybe<Vec<At<ServiceRef>>>,
+    pub(crate) dhcp: Option<VlanDhcp>,
+    pub(crate) ra: Maybe<bool>,
     pub(crate) comment: Maybe<String>,
 }
 
@@ -118,6 +126,7 @@ pub(crate) struct Vlan {
 pub(crate) struct Host {
     pub(crate) name: At<HostName>,
     pub(crate) addresses: Vec<At<Addresses>>,
+    pub(crate) mac: Maybe<Mac>,
     pub(crate) comment: Maybe<String>,
 }
 
@@ -461,6 +470,9 @@ impl File {
             timeout: table.value("timeout", problems),
         });
         file.tls_offload = entries(&mut top, "tls_offload", problems, tls_offload);
+        file.dhcp = sole(&mut top, "dhcp", problems, lan::dhcp);
+        file.ra = sole(&mut top, "ra", problems, lan::ra);
+        file.ntp = sole(&mut top, "ntp", problems, lan::ntp);
         top.finish(problems);
         file
     }
@@ -469,6 +481,19 @@ impl File {
 fn section<'a>(top: &mut Table<'a>, key: &'static str, problems: &mut Problems) -> Option<Table<'a>> {
     let what = format!("[{}]", place(top, key));
     top.node(key).and_then(|node| Table::of(what, node, problems))
+}
+
+/// A section that is read by one function.
+fn sole<'a, T>(
+    top: &mut Table<'a>,
+    key: &'static str,
+    problems: &mut Problems,
+    read: impl FnOnce(&mut Table<'a>, &mut Problems) -> T,
+) -> Option<T> {
+    let mut table = section(top, key, problems)?;
+    let value = read(&mut table, problems);
+    table.finish(problems);
+    Some(value)
 }
 
 /// Between its brackets: `api.client` in `[api]`, `tls_offload.certificate` in a `[[tls_offload]]`.
@@ -592,6 +617,8 @@ fn vlan(name: At<VlanName>, table: &mut Table<'_>, problems: &mut Problems) -> V
         native: table.list("native", problems).map(|list| list.value).unwrap_or_default(),
         internet: table.one_or_many("internet", problems),
         input: table.list("input", problems),
+        dhcp: inner(table, "dhcp", problems, lan::vlan_dhcp),
+        ra: table.value("ra", problems),
         comment: table.value("comment", problems),
     }
 }
@@ -612,7 +639,7 @@ fn host(name: At<HostName>, table: &mut Table<'_>, problems: &mut Problems) -> H
     }
     let mut addresses: Vec<At<Addresses>> = one.and_then(|node| at(node, problems)).into_iter().collect();
     addresses.extend(table.list("addresses", problems).map(|list| list.value).unwrap_or_default());
-    Host { name, addresses, comment: table.value("comment", problems) }
+    Host { name, addresses, mac: table.value("mac", problems), comment: table.value("comment", problems) }
 }
 
 fn service(name: At<ServiceName>, table: &mut Table<'_>, problems: &mut Problems) -> Service {

@@ -1,6 +1,8 @@
 //! The site as it should be: every name resolved, every number in range. Only `check` builds these values, so
 //! whoever holds a [`Config`] never validates again.
 
+mod lan;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,6 +14,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+pub use self::lan::{Dhcp, Ntp, Ra, Reservation, VlanDhcp};
 use crate::units::{
     BitRate, ClientName, EgressName, EventKind, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName,
     Tier, TlsOffloadName, VlanId, VlanName, WanId, WanName, Weight,
@@ -53,6 +56,12 @@ pub struct Config {
     /// Where the router ends TLS for what is behind it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tls_offload: BTreeMap<TlsOffloadName, TlsOffload>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dhcp: Option<Dhcp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ra: Option<Ra>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ntp: Option<Ntp>,
 }
 
 impl Config {
@@ -369,6 +378,13 @@ pub struct Vlan {
     pub internet_line: Line,
     /// The line of `input`, named by `explain`.
     pub input_line: Line,
+}
+
+impl Vlan {
+    /// Whether its `input` has this service of the router.
+    pub fn takes(&self, service: &str) -> bool {
+        self.input.iter().any(|permit| permit.service.as_str() == service)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

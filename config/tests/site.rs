@@ -373,3 +373,64 @@ fn site() -> Config {
 fn matrix(config: &Config) -> impl Iterator<Item = &config::model::Cell> {
     config.cells.iter().filter(|cell| cell.name.contains("->"))
 }
+
+#[test]
+fn vlans_are_handed_what_the_file_says_and_nothing_without_it() {
+    let config = config::parse("minimal.toml", MINIMAL).unwrap().config;
+    assert_eq!((config.dhcp, config.ra, config.ntp), (None, None, None));
+    let text = "
+[site]
+name = \"office\"
+[dhcp]
+lease = \"6h\"
+domain = \"Office.example.org\"
+[ra]
+[ntp]
+servers = [\"192.0.2.1\", \"ntp.example.org\"]
+set_clock = false
+[vlan.office]
+id = 10
+addresses = [\"10.0.10.1/24\", \"fd10::1/64\"]
+access = [\"eth1\"]
+input = [\"dhcp\", \"dns\", \"ntp\"]
+dhcp = { pool = [\"10.0.10.100-149\", \"fd10::1000-fd10::1fff\"], mtu = 1400 }
+[vlan.guests]
+id = 20
+addresses = [\"10.0.20.1/24\", \"fd20::1/64\"]
+access = [\"eth2\"]
+input = [\"dhcp\"]
+dhcp = { lease = \"30m\", domain = \"guests.example.org\" }
+ra = false
+[vlan.lab]
+id = 30
+addresses = [\"10.0.30.1/24\"]
+access = [\"eth3\"]
+[host.printer]
+addresses = [\"10.0.20.5-9\", \"fd20::5\"]
+mac = \"02-00-5E-0-0-7\"
+[host.camera]
+address = \"10.0.20.4\"
+mac = \"02:00:5e:00:00:08\"
+[host.desks]
+address = \"10.0.10.120-130\"
+";
+    let parsed = config::parse("site.toml", text).unwrap_or_else(|problems| panic!("{problems}"));
+    let (dhcp, ra, ntp) = (parsed.config.dhcp.unwrap(), parsed.config.ra.unwrap(), parsed.config.ntp.unwrap());
+    let of = |name: &str| &dhcp.vlans[&name.parse().unwrap()];
+    assert_eq!(dhcp.vlans.len(), 2);
+    let office = of("office");
+    assert_eq!(office.pool4, ["10.0.10.100".parse().unwrap()..="10.0.10.149".parse().unwrap()]);
+    assert_eq!(office.pool6, ["fd10::1000".parse().unwrap()..="fd10::1fff".parse().unwrap()]);
+    assert_eq!((office.lease, office.mtu), (Duration::from_hours(6), Some(1400)));
+    assert_eq!((office.domain.as_deref(), office.reservations.len()), (Some("office.example.org"), 0));
+    let guests = of("guests");
+    assert_eq!((guests.lease, guests.domain.as_deref()), (Duration::from_mins(30), Some("guests.example.org")));
+    let reserved: Vec<_> = guests.reservations.iter().map(|one| (one.host.as_str(), one.mac.to_string())).collect();
+    assert_eq!(reserved, [("camera", "02:00:5e:00:00:08".to_owned()), ("printer", "02:00:5e:00:00:07".to_owned())]);
+    let printer = &guests.reservations[1];
+    assert_eq!(printer.address4, Some("10.0.20.5".parse().unwrap()));
+    assert_eq!(printer.address6, Some("fd20::5".parse().unwrap()));
+    assert_eq!(ra.vlans, ["office".parse().unwrap()]);
+    assert_eq!((ntp.servers.len(), ntp.set_clock), (2, false));
+    assert_eq!(ntp.vlans, ["office".parse().unwrap()]);
+}

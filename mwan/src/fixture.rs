@@ -139,6 +139,9 @@ pub(crate) fn site() -> Config {
         webhooks: Vec::new(),
         hooks: Vec::new(),
         tls_offload: BTreeMap::new(),
+        dhcp: None,
+        ra: None,
+        ntp: None,
     }
 }
 

@@ -145,6 +145,9 @@ pub(crate) fn site(wans: u8) -> Config {
         webhooks: Vec::new(),
         hooks: Vec::new(),
         tls_offload: BTreeMap::new(),
+        dhcp: None,
+        ra: None,
+        ntp: None,
     }
 }
 

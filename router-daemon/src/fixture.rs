@@ -57,6 +57,9 @@ pub(crate) fn config() -> Config {
         webhooks: Vec::new(),
         hooks: Vec::new(),
         tls_offload: BTreeMap::new(),
+        dhcp: None,
+        ra: None,
+        ntp: None,
     }
 }
 
