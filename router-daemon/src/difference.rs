@@ -159,6 +159,15 @@ fn things(config: &Config) -> BTreeMap<Key, Value> {
     config.asserts.iter().for_each(|assert| add("assert", assert.text.clone(), assert));
     config.webhooks.iter().for_each(|webhook| add("webhook", webhook.url.host.clone(), webhook));
     config.hooks.iter().for_each(|hook| add("hook", hook.run.display().to_string(), hook));
+    for (name, served) in config.dhcp.iter().flat_map(|dhcp| &dhcp.vlans) {
+        add("dhcp", name.to_string(), served);
+    }
+    if let Some(ra) = &config.ra {
+        add("ra", config.site.clone(), ra);
+    }
+    if let Some(ntp) = &config.ntp {
+        add("ntp", config.site.clone(), ntp);
+    }
     config.syslog.iter().for_each(|syslog| add("syslog", syslog.server.to_string(), syslog));
     things
 }

@@ -24,6 +24,8 @@ use crate::crypto::{CryptoBatch, CryptoChoice, CryptoInstance, CryptoOperation, 
 use crate::event_log::{self, Denied, Logged, packet};
 use crate::outside::OutletLine;
 use crate::service::component::{ComponentLine, ComponentState};
+use crate::service::dhcp::LeaseLine;
+use crate::service::ntp::ClockStatus;
 use crate::service::tls_offload::{
     BackendLine, CertificateLine, HandshakeCount, ListenLine, OffloadLine, SignatureCount,
 };
@@ -334,6 +336,22 @@ pub(crate) fn components() -> Vec<ComponentLine> {
         line("kea-dhcp4", ComponentState::Running, 1, Some("it runs with its previous files: it does not answer")),
         line("radvd", ComponentState::Running, 0, None),
     ]
+}
+
+pub(crate) fn leases() -> Vec<LeaseLine> {
+    let line = |family, leases, pool_used, pool_size| LeaseLine {
+        vlan: "dev".to_owned(),
+        family,
+        leases,
+        pool_used,
+        pool_size,
+    };
+    vec![line(Family::V4, 14, 12, 100), line(Family::V6, 2, 0, 0)]
+}
+
+pub(crate) fn clock() -> ClockStatus {
+    let server = Some("192.0.2.123".to_owned());
+    ClockStatus { synchronised: true, stratum: 3, offset_seconds: -0.000_123, server }
 }
 
 /// A card of two instances, one of which does not do X25519 and restarts.

@@ -76,6 +76,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     outlets(&mut page, status);
     tls_offload(&mut page, status);
     components(&mut page, status);
+    lan(&mut page, status);
     crypto(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
@@ -252,6 +253,41 @@ fn components(page: &mut Page, status: &Status) {
         "quadway_component_restarts",
         "Times it was started without a change of the site file",
         each().map(|(of, line)| (of, line.restarts)),
+    );
+}
+
+fn lan(page: &mut Page, status: &Status) {
+    let each = || status.dhcp.iter().map(|line| (vec![family_label(line.family), ("vlan", line.vlan.clone())], line));
+    page.gauges(
+        "quadway_dhcp_leases",
+        "Addresses that DHCP has handed out, reserved ones among them",
+        each().map(|(of, line)| (of, number(line.leases))),
+    );
+    page.gauges(
+        "quadway_dhcp_pool_used",
+        "Addresses of the VLAN's pool that are handed out",
+        each().map(|(of, line)| (of, number(line.pool_used))),
+    );
+    page.gauges(
+        "quadway_dhcp_pool_size",
+        "Addresses that the VLAN's pool has",
+        each().map(|(of, line)| (of, number(line.pool_size))),
+    );
+    let clock = || status.clock.iter();
+    page.gauges(
+        "quadway_clock_synchronised",
+        "1 while the clock follows a server",
+        clock().map(|clock| (vec![], truth(clock.synchronised))),
+    );
+    page.gauges(
+        "quadway_clock_stratum",
+        "How many servers are between the clock and a clock of reference; 0 while it follows none",
+        clock().map(|clock| (vec![], f64::from(clock.stratum))),
+    );
+    page.gauges(
+        "quadway_clock_offset_seconds",
+        "How far the clock is ahead of the true time, as far as it is known",
+        clock().map(|clock| (vec![], clock.offset_seconds)),
     );
 }
 
@@ -1004,8 +1040,16 @@ mod tests {
 
     fn fixture_status() -> Status {
         let (outlets, tls_offload, crypto) = (fixture::outlets(), fixture::tls_offload(), Some(fixture::crypto()));
-        let components = fixture::components();
-        Status { outlets, tls_offload, components, crypto, ..status::of(&fixture::view(), &Ok(fixture::counters())) }
+        let (components, dhcp, clock) = (fixture::components(), fixture::leases(), Some(fixture::clock()));
+        Status {
+            dhcp,
+            clock,
+            outlets,
+            tls_offload,
+            components,
+            crypto,
+            ..status::of(&fixture::view(), &Ok(fixture::counters()))
+        }
     }
 
     async fn free_address() -> SocketAddr {

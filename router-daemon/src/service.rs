@@ -6,8 +6,13 @@ use std::path::PathBuf;
 use config::Config;
 
 use self::component::Component;
+use self::dhcp::Leases;
+use self::ntp::Clock;
 
 pub mod component;
+pub mod dhcp;
+pub mod ntp;
+mod ra;
 pub mod tls_offload;
 
 /// Where components have their folders.
@@ -19,7 +24,20 @@ pub struct Places {
     pub state: PathBuf,
 }
 
-/// The programs of others that this config needs.
-pub fn components(_config: &Config, _places: &Places) -> Vec<Component> {
-    Vec::new()
+/// What components are asked for besides how they are. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    pub leases: Leases,
+    pub clock: Clock,
 }
+
+/// The programs of others that this config needs.
+pub fn components(config: &Config, places: &Places, told: &Told) -> Vec<Component> {
+    let mut all = dhcp::components(config, places, &told.leases);
+    all.extend(ra::component(config, places));
+    all.extend(ntp::component(config, places, &told.clock));
+    all
+}
+
+#[cfg(test)]
+mod tests;

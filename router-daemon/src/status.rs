@@ -21,6 +21,8 @@ use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_wor
 use crate::crypto::CryptoStatus;
 use crate::outside::OutletLine;
 use crate::service::component::ComponentLine;
+use crate::service::dhcp::LeaseLine;
+use crate::service::ntp::ClockStatus;
 use crate::service::tls_offload::OffloadLine;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,6 +76,12 @@ pub struct Status {
     /// Programs of others that the router runs.
     #[serde(default)]
     pub components: Vec<ComponentLine>,
+    /// The addresses that DHCP has handed out.
+    #[serde(default)]
+    pub dhcp: Vec<LeaseLine>,
+    /// `None` where the site file has no `[ntp]`, or chrony has not been asked yet.
+    #[serde(default)]
+    pub clock: Option<ClockStatus>,
     /// Who does its crypto; `None` where nothing of the site file needs any.
     #[serde(default)]
     pub crypto: Option<CryptoStatus>,
@@ -256,6 +264,8 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         outlets: Vec::new(),
         tls_offload: Vec::new(),
         components: Vec::new(),
+        dhcp: Vec::new(),
+        clock: None,
         crypto: None,
     };
     if let Some(config) = &view.config {
@@ -537,6 +547,12 @@ impl Status {
             };
             note(f, 0, &format!("{name}: {} for {}{again}", state.word(), span(*since_seconds)))?;
         }
+        for LeaseLine { vlan, family, leases, pool_used, pool_size } in &self.dhcp {
+            note(f, 0, &format!("DHCP {vlan} {family}: {leases} leases, {pool_used} of {pool_size} of the pool"))?;
+        }
+        if let Some(clock) = &self.clock {
+            note(f, 0, &clock.summary())?;
+        }
         Ok(())
     }
 
@@ -817,7 +833,8 @@ mod tests {
     fn the_page_reads_well_on_80_columns() {
         let page = of(&fixture::view(), &Ok(fixture::counters()));
         let (tls_offload, crypto) = (fixture::tls_offload(), Some(fixture::crypto()));
-        let page = Status { tls_offload, crypto, components: fixture::components(), ..page }.to_string();
+        let page = Status { tls_offload, crypto, components: fixture::components(), ..page };
+        let page = Status { dhcp: fixture::leases(), clock: Some(fixture::clock()), ..page }.to_string();
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         insta::assert_snapshot!(page);
     }

@@ -54,6 +54,7 @@ use crate::kernel::Ledger;
 use crate::kernel::foreign::Foreign;
 use crate::kernel::trace::Tracer;
 use crate::outside::Outlets;
+use crate::service::Told;
 use crate::service::component::Components;
 use crate::service::tls_offload::Offloads;
 use crate::status::{self, Status};
@@ -82,6 +83,8 @@ pub struct Core {
     pub tracer: Option<Tracer>,
     pub tls_offload: Offloads,
     pub components: Components,
+    /// What they were last asked.
+    pub told: Told,
     pub crypto: Crypto,
 }
 
@@ -103,6 +106,7 @@ impl Core {
             tracer: None,
             tls_offload: Offloads::default(),
             components: Components::default(),
+            told: Told::default(),
             crypto: Crypto::default(),
         }
     }
@@ -256,6 +260,8 @@ impl Core {
         status.outlets = self.outlets.lines();
         status.tls_offload = self.tls_offload.lines();
         status.components = self.components.lines();
+        status.dhcp = self.told.leases.lines();
+        status.clock = self.told.clock.status();
         status.crypto = self.crypto.status();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)

@@ -202,8 +202,10 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         timing: Timing::default(),
     };
     let places = service::Places { run: arguments.run.clone(), state: arguments.state.clone() };
+    let told_of_components = service::Told::default();
+    let told_there = told_of_components.clone();
     let last_component = supervisor
-        .start(config_in_force.clone(), move |config| service::components(config, &places))
+        .start(config_in_force.clone(), move |config| service::components(config, &places, &told_there))
         .context("cannot start the thread of the components")?;
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
@@ -239,6 +241,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         outlets,
         tls_offload: offloads,
         components,
+        told: told_of_components,
         crypto,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };

@@ -22,7 +22,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,7 +61,28 @@ pub struct Component {
     /// Those it serves. It waits for them, and is told anew when one was taken away and made again.
     pub interfaces: Vec<IfName>,
     pub reload: Reload,
+    /// What ends it when it is to be started again, now or by the next routerd. One that nobody wants any more gets SIGTERM.
+    pub goodbye: Signal,
     pub control: Arc<dyn Control>,
+}
+
+impl Default for Component {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            package: "",
+            program: String::new(),
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+            folders: Vec::new(),
+            files: Vec::new(),
+            validator: None,
+            interfaces: Vec::new(),
+            reload: Reload::Restart,
+            goodbye: Signal::SIGTERM,
+            control: Arc::new(Alive),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -355,6 +377,8 @@ impl Supervisor {
                 Some(ended) = kept.tasks.join_next() => over(ended)?,
             }
         }
+        // routerd ends, and another may begin.
+        kept.routerd_ends.store(true, Ordering::Relaxed);
         self.keep(&mut kept, Vec::new());
         while let Some(ended) = kept.tasks.join_next().await {
             over(ended)?;
@@ -376,7 +400,7 @@ impl Supervisor {
             let (sender, receiver) = watch::channel(Arc::new(component));
             let before = kept.ending.remove(&name);
             let (done, ended) = watch::channel(());
-            let keeper = Keeper::new(&name, self.clone());
+            let keeper = Keeper::new(&name, self.clone(), Arc::clone(&kept.routerd_ends));
             let task = async move {
                 if let Some(mut before) = before {
                     // Its sender says nothing and goes.
@@ -399,16 +423,12 @@ struct Kept {
     /// Of the last task of each name: changes when that is over.
     ending: BTreeMap<String, watch::Receiver<()>>,
     tasks: JoinSet<()>,
+    routerd_ends: Arc<AtomicBool>,
 }
 
 /// A panic of a keeper is told by whoever started the supervisor.
 fn over(ended: Result<(), tokio::task::JoinError>) -> io::Result<()> {
     ended.map_err(|error| io::Error::other(format!("a keeper ended: {error}")))
-}
-
-/// The folder of one component below routerd's.
-pub fn folder(below: &Path, name: &str) -> PathBuf {
-    below.join(name)
 }
 
 /// Seconds of a start that nobody need know of.

@@ -554,6 +554,8 @@ fn status(second: u64) -> Status {
         ],
         tls_offload: crate::fixture::tls_offload().into_iter().map(without_trouble).collect(),
         components: crate::fixture::components(),
+        dhcp: crate::fixture::leases(),
+        clock: Some(crate::fixture::clock()),
         crypto: Some(crate::fixture::crypto()),
         ports: wans
             .iter()

@@ -91,9 +91,9 @@ impl Process {
     }
 
     /// Ends it and all that it started. Cut short, it is to be called again.
-    pub(super) async fn stop(&mut self, farewell: Duration) {
+    pub(super) async fn stop(&mut self, goodbye: Signal, farewell: Duration) {
         self.ending = true;
-        self.signal(Signal::SIGTERM);
+        self.signal(goodbye);
         if tokio::time::timeout(farewell, self.child.wait()).await.is_err() {
             self.signal(Signal::SIGKILL);
             self.child.wait().await.ok();

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
@@ -22,10 +24,13 @@ pub(super) struct Keeper {
     good: Option<Arc<Component>>,
     /// The numbers of its interfaces when it was last told of them.
     interfaces: BTreeMap<String, u32>,
+    /// What ends its process.
+    goodbye: Signal,
     pause: Duration,
     refused: Duration,
     /// It was started since the site file last changed it.
     begun: bool,
+    routerd_ends: Arc<AtomicBool>,
 }
 
 /// Why it is not as it is wanted.
@@ -39,7 +44,7 @@ enum Trouble {
 }
 
 impl Keeper {
-    pub(super) fn new(name: &str, supervisor: Supervisor) -> Self {
+    pub(super) fn new(name: &str, supervisor: Supervisor, routerd_ends: Arc<AtomicBool>) -> Self {
         let (pause, refused) = (supervisor.timing.first, supervisor.timing.refused);
         Self {
             name: name.to_owned(),
@@ -47,9 +52,11 @@ impl Keeper {
             process: None,
             good: None,
             interfaces: BTreeMap::new(),
+            goodbye: Signal::SIGTERM,
             pause,
             refused,
             begun: false,
+            routerd_ends,
         }
     }
 
@@ -83,7 +90,7 @@ impl Keeper {
                     self.tell(ComponentState::Running, Some(format!("it runs with its previous files: {why}")));
                     Some(Instant::now() + pause)
                 }
-                Err(Trouble::Down(why)) => Some(self.fails(why)),
+                Err(Trouble::Down(why)) => Some(self.fails(why, false)),
             };
             let begun = Instant::now();
             let mut silent = 0;
@@ -101,7 +108,7 @@ impl Keeper {
                         if begun.elapsed() >= self.supervisor.timing.calm {
                             self.pause = self.supervisor.timing.first;
                         }
-                        again = Some(self.fails(why));
+                        again = Some(self.fails(why, true));
                     }
                     () = due(again) => continue 'wanted,
                     () = sleep_until(look), if self.process.is_some() => {
@@ -124,7 +131,7 @@ impl Keeper {
                                 self.tell(ComponentState::Running, Some(why.clone()));
                                 if silent == SILENT {
                                     self.stop().await;
-                                    again = Some(self.fails(format!("{why}; it was ended")));
+                                    again = Some(self.fails(format!("{why}; it was ended"), true));
                                 }
                             }
                         }
@@ -132,7 +139,11 @@ impl Keeper {
                 }
             }
         }
-        self.stop().await;
+        if self.routerd_ends.load(Ordering::Relaxed) {
+            self.stop().await;
+        } else {
+            self.end(Signal::SIGTERM).await;
+        }
         self.supervisor.components.forget(&self.name);
         info!(component = %self.name, "not to be run any more");
     }
@@ -225,6 +236,7 @@ impl Keeper {
             self.supervisor.components.restarted(&self.name);
         }
         self.begun = true;
+        self.goodbye = component.goodbye;
         self.process = Some(Process::start(component, &self.supervisor.run)?);
         Ok(())
     }
@@ -237,18 +249,28 @@ impl Keeper {
     }
 
     async fn stop(&mut self) {
+        self.end(self.goodbye).await;
+    }
+
+    async fn end(&mut self, goodbye: Signal) {
         if let Some(process) = &mut self.process {
-            process.stop(self.supervisor.timing.farewell).await;
+            process.stop(goodbye, self.supervisor.timing.farewell).await;
         }
         self.process = None;
     }
 
-    /// When to try again.
-    fn fails(&mut self, why: String) -> Instant {
+    /// When to try again. At a start of routerd it may take a moment until the addresses are there that a component
+    /// serves: that is nothing to tell of outside.
+    fn fails(&mut self, why: String, ran: bool) -> Instant {
+        let first = !ran && self.pause < self.supervisor.timing.first * SILENT;
         let pause = self.pause;
         self.pause = (pause * 2).min(self.supervisor.timing.most);
         warn!(component = %self.name, why, again_in = ?pause, "it does not run");
-        self.tell(ComponentState::Failed, Some(why));
+        if first {
+            self.supervisor.components.set(&self.name, ComponentState::Starting, Some(why));
+        } else {
+            self.tell(ComponentState::Failed, Some(why));
+        }
         Instant::now() + pause
     }
 

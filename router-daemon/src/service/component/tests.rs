@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -236,6 +237,29 @@ fn a_stop_leaves_none() {
     drop(folder);
 }
 
+#[test]
+fn a_goodbye_is_said_only_where_it_is_one() {
+    let script = "trap 'echo bye >> $IN/told; exit' TERM; while :; do sleep 0.05; done";
+    let told = |site: &Site| fs::read_to_string(site.path("told")).unwrap_or_default();
+    let start = || {
+        let site = Site::new();
+        site.want(vec![Component { goodbye: Signal::SIGKILL, ..site.component("it", script) }]);
+        site.until("it runs", || site.is("it", ComponentState::Running));
+        site
+    };
+    let site = start();
+    site.want(vec![Component { goodbye: Signal::SIGKILL, ..site.component("it", &format!("{script} # other")) }]);
+    site.until("it was started again", || site.is("it", ComponentState::Running));
+    assert_eq!(told(&site), "", "it is back at once");
+    site.want(Vec::new());
+    site.until("it is gone", || site.components.lines().is_empty());
+    assert_eq!(told(&site), "bye\n");
+    let Site { wanted, ending, folder, .. } = start();
+    drop(wanted);
+    ending.wait();
+    assert!(!folder.path().join("told").exists(), "the next routerd starts it again");
+}
+
 /// A supervisor, its folder, and what is wanted of it.
 struct Site {
     wanted: watch::Sender<Option<Arc<Config>>>,
@@ -296,10 +320,7 @@ impl Site {
             environment: BTreeMap::from([("IN".to_owned(), self.folder.path().display().to_string())]),
             folders: vec![Folder::new(self.folder.path(), 0o755)],
             files,
-            validator: None,
-            interfaces: Vec::new(),
-            reload: Reload::Restart,
-            control: Arc::new(Alive),
+            ..Component::default()
         }
     }
 
