@@ -202,7 +202,9 @@ impl<'a> Check<'a> {
             let reservation = reservation(known, name, mac);
             all.entry(vlan.name.clone()).or_default().push(reservation);
         }
-        all.values_mut().for_each(|all| all.sort_by(|one, other| one.host.cmp(&other.host)));
+        for reservations in all.values_mut() {
+            reservations.sort_by(|one, other| one.host.cmp(&other.host));
+        }
         all
     }
 
