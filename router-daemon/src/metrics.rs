@@ -1042,11 +1042,11 @@ mod tests {
         let (outlets, tls_offload, crypto) = (fixture::outlets(), fixture::tls_offload(), Some(fixture::crypto()));
         let (components, dhcp, clock) = (fixture::components(), fixture::leases(), Some(fixture::clock()));
         Status {
-            dhcp,
-            clock,
             outlets,
             tls_offload,
             components,
+            dhcp,
+            clock,
             crypto,
             ..status::of(&fixture::view(), &Ok(fixture::counters()))
         }
