@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
@@ -12,6 +13,7 @@ use config::model::{
     BackendBalance, BackendTls, ClientCertificates, Material, Rate, TlsBackend, TlsCertificate, TlsLimits, TlsVersion,
 };
 use config::units::Weight;
+use qat_sim::{Fault, Simulator};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose,
@@ -20,6 +22,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
@@ -492,6 +495,130 @@ async fn without_an_offload_there_is_no_engine_once_the_last_connection_is_over(
     eventually("it is there again", async || site.connect("shop.example").await.is_ok()).await;
 }
 
+/// The whole way: rustls, the threads of handshakes, the engine, and a device of the simulator that does what devices do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_handshake_fails_whatever_the_device_does() {
+    let site = Site::with_engine(simulated, |site, offload| {
+        // The threads of handshakes give way to everything else that a busy machine does.
+        offload.limits.handshake_timeout = PATIENCE;
+        site.write_with("rsa", &["rsa.example"], 2100, &rsa());
+        offload.certificates.push(TlsCertificate {
+            names: ["rsa.example".to_owned()].into(),
+            certificate: Material::File(site.path("rsa.pem")),
+            key: Material::File(site.path("rsa.key")),
+            ocsp: None,
+        });
+    })
+    .await;
+    let simulator = simulator();
+    let client = |version: &'static SupportedProtocolVersion| {
+        let mut config = site.client(&[version], None);
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    };
+    let (modern, older) = (client(&TLS13), client(&TLS12));
+    let mut made = 0;
+    for (what, faults, reasons) in [
+        ("nothing", &[][..], &[][..]),
+        ("latency", &[(Fault::Latency, 2_000), (Fault::Jitter, 3_000)], &[]),
+        ("retry", &[(Fault::Retry, 1000)], &["busy"]),
+        ("drop", &[(Fault::Drop, 300)], &["deadline"]),
+        ("corrupt", &[(Fault::Corrupt, 300)], &["wrong-answer"]),
+        ("fail", &[(Fault::Fail, 300)], &["failed"]),
+        ("hang", &[(Fault::Hang, 7)], &["deadline"]),
+        ("reset", &[], &[]),
+        ("all of it", &[(Fault::Retry, 200), (Fault::Drop, 50), (Fault::Corrupt, 50), (Fault::Fail, 50)], &[]),
+    ] {
+        simulator.behave();
+        // What the faults before it have made of the instances is over.
+        for _ in 0..200 {
+            let before = from_the_device(&site);
+            site.connect_with("rsa.example", &modern).await.unwrap();
+            made += 1;
+            if from_the_device(&site) > before {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for (fault, value) in faults {
+            simulator.set(*fault, *value);
+        }
+        let each = (0..48).map(|number| {
+            let name = ["rsa.example", "shop.example"][number % 2];
+            let config = if number % 4 < 2 { &modern } else { &older };
+            if what == "reset" && number % 8 == 0 {
+                simulator.reset(u32::try_from(number / 8 % 3).unwrap());
+            }
+            async {
+                let began = Instant::now();
+                let mut stream =
+                    site.connect_with(name, config).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+                let shaken = began.elapsed();
+                let echoed = echo(&mut stream, b"hello").await.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(echoed, b"hello", "{what}");
+                shaken
+            }
+        });
+        let shaken = futures_util::future::join_all(each).await;
+        println!("{what}: the slowest of 48 handshakes at once took {:?}", shaken.iter().max().unwrap());
+        made += 48;
+        let line = site.line();
+        for reason in reasons {
+            assert!(line.signatures.iter().any(|count| count.fallback == *reason), "{what}: {:?}", line.signatures);
+        }
+        assert_eq!(line.refused, BTreeMap::new(), "{what}");
+    }
+    simulator.behave();
+    let line = site.line();
+    assert_eq!(line.signatures.iter().map(|count| count.count).sum::<u64>(), made, "{:?}", line.signatures);
+    assert!(from_the_device(&site) >= 48, "{:?}", line.signatures);
+    assert_eq!(simulator.violations(), []);
+}
+
+fn from_the_device(site: &Site) -> u64 {
+    let line = site.line();
+    line.signatures.iter().filter(|count| count.engine == "qat").map(|count| count.count).sum()
+}
+
+fn simulator() -> &'static Simulator {
+    static SIMULATOR: OnceLock<Simulator> = OnceLock::new();
+    SIMULATOR.get_or_init(Simulator::fresh)
+}
+
+/// An engine that gives everything to the simulator, and whose pauses are short.
+fn simulated(crypto: &Crypto) -> Arc<dyn Engine> {
+    let simulator = simulator();
+    simulator.behave();
+    let options = qat::Options {
+        installed: Some(qat::Installed::At(simulator.path().to_owned())),
+        route: qat::Route::Device,
+        least_deadline: Duration::from_millis(20),
+        patience: qat::Patience {
+            strikes: 5,
+            within: Duration::from_secs(1),
+            pause: Duration::from_millis(5),
+            longest: Duration::from_millis(40),
+            restart: Duration::from_millis(500),
+        },
+        test_deadline: Duration::from_millis(500),
+        stuck: Duration::from_millis(200),
+        between_resets: Duration::from_millis(200),
+        retest: Duration::from_millis(50),
+        tick: Duration::from_millis(2),
+        multibuffer: None,
+        ..qat::Options::default()
+    };
+    Arc::new(Offload::new(crypto.engine(options)))
+}
+
+fn rsa() -> KeyPair {
+    let made = Command::new("openssl")
+        .args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+        .output()
+        .expect("openssl is not installed: `make packages` does it");
+    KeyPair::from_pem(std::str::from_utf8(&made.stdout).unwrap()).unwrap()
+}
+
 /// Signs as a device does that takes its time.
 #[derive(Debug)]
 struct Slow;
@@ -638,7 +765,11 @@ impl Site {
     }
 
     fn write(&self, name: &str, names: &[&str], until: i32) {
-        let (certificate, key) = self.authority.signed(names, name, true, until);
+        self.write_with(name, names, until, &KeyPair::generate().unwrap());
+    }
+
+    fn write_with(&self, name: &str, names: &[&str], until: i32, key: &KeyPair) {
+        let (certificate, key) = self.authority.signed_with(names, name, true, until, key);
         let put = |path: PathBuf, text: &str| {
             let whole = path.with_extension("part");
             let mut file =
@@ -817,6 +948,10 @@ impl Authority {
 
     /// A certificate and its key, in PEM.
     fn signed(&self, names: &[&str], cn: &str, server: bool, until: i32) -> (String, String) {
+        self.signed_with(names, cn, server, until, &KeyPair::generate().unwrap())
+    }
+
+    fn signed_with(&self, names: &[&str], cn: &str, server: bool, until: i32, key: &KeyPair) -> (String, String) {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = DistinguishedName::new();
@@ -824,8 +959,7 @@ impl Authority {
         let usage = if server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth };
         params.extended_key_usages = vec![usage];
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+        (params.signed_by(key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 }
 
