@@ -53,10 +53,10 @@ impl Latencies {
     }
 
     /// How long an answer is waited for. What came late is recorded as late as it was waited for, so that a host under
-    /// load waits longer the next time.
+    /// load waits longer the next time; and so it does for a device that loses answers, up to a bound.
     pub fn deadline(&self, at_least: Duration) -> Duration {
         let measured = if self.total < ENOUGH { None } else { self.p99() };
-        measured.map_or(UNKNOWN, |p99| p99 * 8).clamp(at_least, LONGEST)
+        measured.map_or(UNKNOWN, |p99| p99 * 8).min(LONGEST).max(at_least)
     }
 }
 
@@ -168,9 +168,11 @@ const ENOUGH: u32 = 16;
 /// One in so many goes to the side that was not chosen.
 const EXPLORES: u32 = 256;
 const FADES: u32 = 4096;
-const LONGEST: Duration = Duration::from_secs(2);
+/// Dozens of times what the CPU takes for the longest operation, which does it then. A handshake waits at most so long
+/// for a device that is silent, and five seconds for all of it, together with others before it on its thread.
+const LONGEST: Duration = Duration::from_millis(250);
 /// The deadline before anything is measured.
-const UNKNOWN: Duration = Duration::from_millis(250);
+const UNKNOWN: Duration = LONGEST;
 /// A latency that no handshake minds.
 const TOLERATED: Duration = Duration::from_millis(5);
 
@@ -250,6 +252,18 @@ mod tests {
             latencies.record(Duration::from_mins(1));
         }
         assert_eq!(latencies.deadline(least), LONGEST);
+    }
+
+    #[test]
+    fn however_many_answers_are_lost_nobody_waits_for_long() {
+        let least = Duration::from_millis(20);
+        let mut latencies = Latencies::default();
+        for number in 0..10_000 {
+            let deadline = latencies.deadline(least);
+            assert!(deadline <= Duration::from_millis(250), "{deadline:?} after {number}");
+            latencies.record(if number % 10 == 0 { deadline } else { micro(300) });
+        }
+        assert_eq!(latencies.deadline(Duration::from_secs(2)), Duration::from_secs(2), "who is as patient may be");
     }
 
     proptest! {
