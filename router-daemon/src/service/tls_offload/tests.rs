@@ -27,7 +27,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion,
+    AlertDescription, ClientConfig, ClientConnection, RootCertStore, ServerConfig, SignatureAlgorithm, SignatureScheme,
+    SupportedProtocolVersion,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -124,7 +125,7 @@ async fn a_backend_hears_who_the_client_is_and_shows_who_it_is() {
     // One that cannot show who it is gets nothing of the client.
     site.change(|offload| offload.backend_tls.as_mut().unwrap().name = "other.example".to_owned()).await;
     let mut stream = site.connect("shop.example").await.unwrap();
-    assert_eq!(stream.read(&mut [0; 8]).await.unwrap_or(0), 0);
+    assert_eq!(stream.read(&mut [0; 8]).await.unwrap(), 0, "with a close_notify");
     let line = site.until("counted", |line| line.refused.contains_key("no-backend")).await;
     assert!(line.backends[0].trouble.as_ref().unwrap().contains("certificate"), "{:?}", line.backends);
 }
@@ -343,8 +344,52 @@ async fn who_moves_nothing_for_its_time_is_ended() {
         tokio::time::sleep(Duration::from_millis(400)).await;
         assert_eq!(echo(&mut stream, b"tick").await.unwrap(), b"tick");
     }
+    // With a close_notify: without one this is an error.
     let ended = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap();
-    assert_eq!(ended.unwrap_or(0), 0);
+    assert_eq!(ended.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn each_side_hears_that_the_other_is_done_after_all_that_was_said_before() {
+    let site = Site::new(|_, _| {}).await;
+    for version in [&TLS12, &TLS13] {
+        let config = Arc::new(site.client(&[version], None));
+        let stream = site.connect_with("shop.example", &config).await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let (bytes, mut back) = (vec![7; 300_000], Vec::new());
+        let said = async {
+            writer.write_all(&bytes).await?;
+            writer.shutdown().await
+        };
+        // The backend ends when it hears that the client is done. An end without a close_notify is an error to rustls.
+        let both = async { tokio::try_join!(said, reader.read_to_end(&mut back)) };
+        tokio::time::timeout(PATIENCE, both).await.unwrap().unwrap();
+        assert!(back == bytes, "{} of {}", back.len(), bytes.len());
+    }
+}
+
+#[tokio::test]
+async fn an_alert_arrives_however_much_its_reader_has_sent_that_nobody_wants() {
+    let site = Site::new(|_, _| {}).await;
+    // To close while something is unread would be to reset the connection, and with it the alert.
+    let config = Arc::new(site.client(&[&TLS13], None));
+    let mut hello = Vec::new();
+    let mut client = ClientConnection::new(config, ServerName::try_from("elsewhere.test").unwrap()).unwrap();
+    client.write_tls(&mut hello).unwrap();
+    hello.resize(hello.len() + 100_000, 0x16);
+    let mut stream = TcpStream::connect(site.address).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    let mut told = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut told)).await.unwrap().unwrap();
+    assert_eq!(told, [21, 3, 3, 0, 2, 2, 112], "unrecognized_name");
+
+    let mut stream = site.connect("shop.example").await.unwrap();
+    let forged = [&[23, 3, 3, 0, 64][..], &[0; 64]].concat().repeat(1_500);
+    stream.get_mut().0.write_all(&forged).await.unwrap();
+    let error = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 8])).await.unwrap().unwrap_err();
+    let told = error.get_ref().and_then(|inner| inner.downcast_ref::<tokio_rustls::rustls::Error>());
+    let wanted = tokio_rustls::rustls::Error::AlertReceived(AlertDescription::BadRecordMac);
+    assert_eq!(told, Some(&wanted), "{error}");
 }
 
 #[tokio::test]
