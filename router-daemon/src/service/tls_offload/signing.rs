@@ -186,7 +186,7 @@ impl Engine for Ring {
         // What is wrong with it is not quoted: it might be the key.
         let key = ring::sign::any_supported_type(key)
             .map_err(|_secret| "the key is of a kind that is not supported: RSA, P-256, P-384, Ed25519".to_owned())?;
-        let schemes = SCHEMES.into_iter().filter(|scheme| key.choose_scheme(&[*scheme]).is_some()).collect();
+        let schemes = CURVES.into_iter().chain(RSA).filter(|scheme| key.choose_scheme(&[*scheme]).is_some()).collect();
         Ok(Arc::new(RingKey { key, schemes }))
     }
 }
@@ -225,17 +225,8 @@ const RSA: [SignatureScheme; 6] = [
     SignatureScheme::RSA_PKCS1_SHA384,
     SignatureScheme::RSA_PKCS1_SHA512,
 ];
-const SCHEMES: [SignatureScheme; 9] = [
-    SignatureScheme::ED25519,
-    SignatureScheme::ECDSA_NISTP256_SHA256,
-    SignatureScheme::ECDSA_NISTP384_SHA384,
-    SignatureScheme::RSA_PSS_SHA256,
-    SignatureScheme::RSA_PSS_SHA384,
-    SignatureScheme::RSA_PSS_SHA512,
-    SignatureScheme::RSA_PKCS1_SHA256,
-    SignatureScheme::RSA_PKCS1_SHA384,
-    SignatureScheme::RSA_PKCS1_SHA512,
-];
+const CURVES: [SignatureScheme; 3] =
+    [SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ECDSA_NISTP384_SHA384];
 
 #[cfg(test)]
 mod tests {
