@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
 use crate::file::{Addresses, File, HostRef};
-use crate::model::{self, AddressSet, Config, PortSet};
+use crate::model::{self, AddressSet, Config, KernelDevice, PortSet};
 use crate::problem::{Lines, Problem, Span};
 use crate::read::At;
 use crate::suggest::nearest;
@@ -49,6 +49,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let ra = check.ra(&vlans);
     let ntp = check.ntp(&vlans);
     let router = check.router();
+    let crypto = check.crypto();
     let fast_path = check.fast_path();
     let syslog = check.syslog();
     let webhooks = check.webhooks();
@@ -71,6 +72,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         digest: digest(text),
         router,
         api,
+        crypto,
         fast_path,
         ports,
         vlans,
@@ -336,6 +338,12 @@ impl<'a> Check<'a> {
             None => default_policy.clone(),
         };
         model::Router { metrics, default_policy, own_policy, denied_log_rate }
+    }
+
+    fn crypto(&mut self) -> model::Crypto {
+        let words = [("prefer", KernelDevice::Prefer), ("avoid", KernelDevice::Avoid)];
+        let written = self.file.crypto.kernel_device.as_ref();
+        model::Crypto { kernel_device: written.and_then(|at| self.word(at, "use of the kernel's device", &words)) }
     }
 
     fn fast_path(&mut self) -> Option<model::FastPath> {

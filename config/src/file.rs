@@ -29,6 +29,7 @@ pub(crate) struct File {
     pub(crate) reserved: Maybe<Vec<At<IpNet>>>,
     pub(crate) router: Router,
     pub(crate) api: Option<Api>,
+    pub(crate) crypto: Crypto,
     pub(crate) fast_path: FastPath,
     pub(crate) ports: Vec<Port>,
     pub(crate) vlans: Vec<Vlan>,
@@ -58,6 +59,11 @@ pub(crate) struct Router {
     pub(crate) metrics: Maybe<String>,
     pub(crate) denied_log_rate: Maybe<i64>,
     pub(crate) fast_path: Maybe<bool>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Crypto {
+    pub(crate) kernel_device: Maybe<String>,
 }
 
 #[derive(Debug)]
@@ -422,6 +428,10 @@ impl File {
                 denied_log_rate: table.value("denied_log_rate", problems),
                 fast_path: table.value("fast_path", problems),
             };
+            table.finish(problems);
+        }
+        if let Some(mut table) = section(&mut top, "crypto", problems) {
+            file.crypto = Crypto { kernel_device: table.value("kernel_device", problems) };
             table.finish(problems);
         }
         if let Some(mut table) = section(&mut top, "api", problems) {

@@ -31,6 +31,8 @@ pub struct Config {
     /// The API over HTTPS; `None` listens nowhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<Api>,
+    #[serde(default, skip_serializing_if = "Crypto::is_default")]
+    pub crypto: Crypto,
     /// `None` where it is switched off: every packet then takes the kernel's path.
     pub fast_path: Option<FastPath>,
     pub ports: BTreeMap<IfName, Port>,
@@ -95,6 +97,27 @@ pub struct Router {
     pub own_policy: Option<PolicyName>,
     /// Logged denials per second and cell; counters stay exact beyond it.
     pub denied_log_rate: u32,
+}
+
+/// Who does the router's crypto.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crypto {
+    /// Of what both a card and the CPU can do in the kernel, for IPsec; `None`: as the kernel has it.
+    pub kernel_device: Option<KernelDevice>,
+}
+
+impl Crypto {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KernelDevice {
+    /// The card does it.
+    Prefer,
+    /// The CPU does it.
+    Avoid,
 }
 
 /// The API for whoever has a certificate. Its own address and port are in the `input` of its VLAN.

@@ -70,6 +70,7 @@ pub(crate) fn site() -> Config {
             denied_log_rate: 20,
         },
         api: None,
+        crypto: config::model::Crypto::default(),
         fast_path: Some(FastPath::default()),
         ports: ports_.into_iter().map(|port| (port.name.clone(), port)).collect(),
         vlans: vlans.into_iter().map(|vlan| (vlan.name.clone(), vlan)).collect(),

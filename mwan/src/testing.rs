@@ -130,6 +130,7 @@ pub(crate) fn site(wans: u8) -> Config {
             denied_log_rate: 10,
         },
         api: None,
+        crypto: config::model::Crypto::default(),
         fast_path: Some(FastPath::default()),
         ports: BTreeMap::new(),
         vlans: BTreeMap::new(),

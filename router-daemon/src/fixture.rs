@@ -44,6 +44,7 @@ pub(crate) fn config() -> Config {
             denied_log_rate: 5,
         },
         api: None,
+        crypto: config::model::Crypto::default(),
         fast_path: Some(FastPath::default()),
         ports: BTreeMap::new(),
         vlans: vlans.into_iter().map(|vlan| (vlan.name.clone(), vlan)).collect(),
