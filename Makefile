@@ -44,15 +44,16 @@ test: root bpf prometheus qat conformance
 	cargo test --workspace
 	$(MAKE) guest
 
-# What the machine's own kernel may lack (8021q) is tried on Debian 13's, emulated, and so is whether its verifier takes
-# the programs and what they do there; then what is left of an unconfirmed change when the power fails. About three
-# minutes.
+# What the machine's own kernel may lack (8021q, crypto_user) is tried on Debian 13's, emulated, and so is whether its
+# verifier takes the programs and what they do there; then what is left of an unconfirmed change when the power fails.
+# About three minutes.
 guest: PACKAGES := $(GUEST_PACKAGES)
 guest: export QUADWAY_NFT = $(shell tests/root/nft)
 guest: root bpf
 	tests/guest/build target/lab/guest
-	tests/guest/run target/lab/guest sh -c '"$$1" --nocapture && "$$2" --nocapture' both \
-	    $$(tests/guest/program router-daemon trunk) $$(tests/guest/program ebpf golden)
+	tests/guest/run target/lab/guest sh -c 'for program; do "$$program" --nocapture || exit; done' each \
+	    $$(tests/guest/program router-daemon trunk) $$(tests/guest/program ebpf golden) \
+	    $$(tests/guest/program router-daemon crypto_user)
 	tests/guest/run --disk target/lab/guest $$(tests/guest/program router-daemon reboot) --nocapture
 
 bench: root bpf qat

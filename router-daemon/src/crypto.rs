@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub mod command;
+pub mod qat_kernel;
 
 /// Where the engine is had, and asked how it is. Clones share it.
 #[derive(Debug, Clone, Default)]

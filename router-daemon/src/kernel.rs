@@ -29,6 +29,7 @@ use crate::talkers::Tally;
 
 mod burial;
 mod conntrack;
+pub mod crypto;
 mod elements;
 pub mod fake;
 pub mod fast_path;

@@ -85,6 +85,9 @@ pub struct Status {
     /// Who does its crypto; `None` where nothing of the site file needs any.
     #[serde(default)]
     pub crypto: Option<CryptoStatus>,
+    /// What is wrong with the crypto device that the kernel has, for IPsec.
+    #[serde(default)]
+    pub kernel_crypto: Vec<String>,
 }
 
 /// A cell of the matrix that is audited.
@@ -267,6 +270,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         dhcp: Vec::new(),
         clock: None,
         crypto: None,
+        kernel_crypto: Vec::new(),
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());
@@ -596,7 +600,7 @@ impl Status {
         for told in self.components.iter().filter_map(ComponentLine::trouble) {
             note(f, 2, &told)?;
         }
-        for told in self.crypto.iter().flat_map(CryptoStatus::troubles) {
+        for told in self.crypto.iter().flat_map(CryptoStatus::troubles).chain(self.kernel_crypto.iter().cloned()) {
             note(f, 2, &told)?;
         }
         if self.applies.drift_repaired > 0 {

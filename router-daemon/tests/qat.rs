@@ -37,6 +37,39 @@ fn without_a_library_it_says_what_is_missing_and_what_to_install() {
 }
 
 #[test]
+fn what_the_kernel_has_of_a_card_is_told_with_its_heartbeats() {
+    let root = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "proc/crypto",
+        "name : authenc(hmac(sha256),cbc(aes))\ndriver : qat_aes_cbc_hmac_sha256\npriority : 100\nrefcnt : 2\n\
+         selftest : passed\n\n\
+         name : authenc(hmac(sha256),cbc(aes))\ndriver : authenc(hmac-sha256-lib,cbc-aes-aesni)\npriority : 4300\n\
+         refcnt : 1\nselftest : passed\n",
+    );
+    write("sys/kernel/debug/qat_c62x_0000:3d:00.0/heartbeat/status", "-1\n");
+    let arguments = ["qat", "status", "--library", "/nowhere/libqat_s.so", "--root", root.path().to_str().unwrap()];
+    let told = text(&routerctl(&arguments));
+    for part in [
+        "+ kernel crypto  qat_aes_cbc_hmac_sha256\n",
+        "- firmware ",
+        "in the kernel, for IPsec:\n",
+        "priority 100, 1 users; authenc(hmac-sha256-lib,cbc-aes-aesni) (4300) is taken before it\n",
+        "qat_c62x_0000:3d:00.0: IT DOES NOT ANSWER\n",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let output = routerctl(&[&["--json"], &arguments[..]].concat());
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["kernel"]["algorithms"][0]["users"], 1, "{status}");
+    assert_eq!(status["kernel"]["devices"][0]["heartbeat"], "silent", "{status}");
+}
+
+#[test]
 fn a_selftest_without_a_device_does_not_pass_and_leaves_a_report() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report");

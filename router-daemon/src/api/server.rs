@@ -46,6 +46,7 @@ use crate::bundle::key::BoxKey;
 use crate::bundle::{self, Bundle, Contents, RestoreReport, SaveReport, Unfit};
 use crate::counters::{CounterSource, Counters};
 use crate::crypto::Crypto;
+use crate::crypto::qat_kernel::Troubles;
 use crate::difference::{self, Difference, TextDifference};
 use crate::event_log::{EventLog, Kind};
 use crate::happening::{Happenings, What};
@@ -86,6 +87,7 @@ pub struct Core {
     /// What they were last asked.
     pub told: Told,
     pub crypto: Crypto,
+    pub kernel_crypto: Troubles,
 }
 
 impl Core {
@@ -108,6 +110,7 @@ impl Core {
             components: Components::default(),
             told: Told::default(),
             crypto: Crypto::default(),
+            kernel_crypto: Troubles::default(),
         }
     }
 }
@@ -263,6 +266,7 @@ impl Core {
         status.dhcp = self.told.leases.lines();
         status.clock = self.told.clock.status();
         status.crypto = self.crypto.status();
+        status.kernel_crypto = self.kernel_crypto.told();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
     }

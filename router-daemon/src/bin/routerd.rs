@@ -16,6 +16,7 @@ use router_daemon::api::https;
 use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters, DenialSource};
 use router_daemon::crypto::Crypto;
+use router_daemon::crypto::qat_kernel::{self, QatKernel, Troubles};
 use router_daemon::event_log::{self, EventLog};
 use router_daemon::event_loop::{self, Flows, JournalFile, Parts, Site};
 use router_daemon::happening::{self, Happenings};
@@ -207,6 +208,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let last_component = supervisor
         .start(config_in_force.clone(), move |config| service::components(config, &places, &told_there))
         .context("cannot start the thread of the components")?;
+    let kernel_crypto = Troubles::default();
+    tasks.spawn(qat_kernel::run(QatKernel::default(), config_in_force.clone(), kernel_crypto.clone()));
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
@@ -243,6 +246,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         components,
         told: told_of_components,
         crypto,
+        kernel_crypto,
         ..Core::new(asks_tx, counters, History::of(&arguments.state))
     };
     let access = Access::of_system();

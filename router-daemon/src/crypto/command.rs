@@ -5,11 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use qat::{Checks, Class, Engine, Exercise, Installed, Multibuffer, Operation, Options, Rate, Reason, Route};
+use qat::{Checks, Class, Engine, Exercise, Installed, Multibuffer, Operation, Options, Rate, Reason, Route, System};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::qat_kernel::{KernelCrypto, QatKernel};
 use super::{CryptoInstance, CryptoOperation, CryptoStatus};
+use crate::kernel::crypto::set_priority;
 
 #[derive(Debug, clap::Args)]
 pub struct Qat {
@@ -21,6 +23,9 @@ pub struct Qat {
     /// The section of the driver's configuration (`/etc/c6xx_devN.conf`) to start as.
     #[arg(long, global = true, value_name = "NAME", default_value = "SSL")]
     section: String,
+    /// Where the files of the system are that tell of a card.
+    #[arg(long, global = true, hide = true, value_name = "PATH", default_value = "/")]
+    root: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -55,6 +60,14 @@ pub struct Told {
     pub text: String,
     pub json: Value,
     pub passed: bool,
+}
+
+/// What `status` tells: of the device in user space, and of what the kernel has of one.
+#[derive(Debug, Serialize)]
+struct Found {
+    #[serde(flatten)]
+    status: CryptoStatus,
+    kernel: KernelCrypto,
 }
 
 /// Which test went how.
@@ -129,6 +142,7 @@ impl Qat {
             route,
             checks,
             multibuffer,
+            system: System { root: self.root.clone() },
             // A machine under load answers late, which is not wrong.
             least_deadline: PATIENT,
             ..Options::default()
@@ -150,10 +164,13 @@ impl Qat {
         }
         let status = CryptoStatus::new(&engine.status());
         let mut text = status.to_string();
+        // A system that tells nothing of its crypto has none of a card.
+        let kernel = QatKernel::at(self.root.clone(), set_priority).look().unwrap_or_default();
+        text += &kernel.to_string();
         if status.missing.is_some() {
             text += ADVICE;
         }
-        Ok(Told { text, json: to_json(&status)?, passed: true })
+        Ok(Told { text, json: to_json(&Found { status, kernel })?, passed: true })
     }
 
     fn selftest(&self, exercise: &Exercise, path: &Path, span: Duration, operations: u64) -> Result<Told, String> {

@@ -557,6 +557,7 @@ fn status(second: u64) -> Status {
         dhcp: crate::fixture::leases(),
         clock: Some(crate::fixture::clock()),
         crypto: Some(crate::fixture::crypto()),
+        kernel_crypto: Vec::new(),
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))
