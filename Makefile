@@ -9,7 +9,7 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz campaign packages bpf root prometheus qat conformance clean-lab
+.PHONY: help lab test guest bench fuzz campaign packages bpf root prometheus qat conformance tls-peers clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -56,7 +56,7 @@ guest: root bpf
 	    $$(tests/guest/program router-daemon crypto_user)
 	tests/guest/run --disk target/lab/guest $$(tests/guest/program router-daemon reboot) --nocapture
 
-bench: root bpf qat
+bench: root bpf qat tls-peers
 	cargo build --workspace --release
 	cargo bench -p bench --bench compile
 	target/release/failover
@@ -67,6 +67,7 @@ bench: root bpf qat
 	target/release/fastpath
 	cargo run --release -p qat --example batch
 	target/release/offload
+	target/release/terminators
 
 # On stable Rust, so without sanitizers: the code under test has no unsafe in it, or asserts every access.
 FUZZ_SECONDS ?= 600
@@ -116,6 +117,10 @@ qat: packages
 # What speaks TLS as nobody should, to see what becomes of it.
 conformance: packages
 	@tests/conformance/venv target/conformance
+
+# Who ends TLS beside us, in a bench.
+tls-peers: packages
+	@tests/root/tls-peers target/lab/tls-peers
 
 root: packages
 	@tests/root/nft --recent || tests/root/build $(ROOT)
