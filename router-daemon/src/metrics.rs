@@ -260,7 +260,7 @@ fn lan(page: &mut Page, status: &Status) {
     let each = || status.dhcp.iter().map(|line| (vec![family_label(line.family), ("vlan", line.vlan.clone())], line));
     page.gauges(
         "quadway_dhcp_leases",
-        "Addresses that DHCP has handed out, reserved ones among them",
+        "Addresses that DHCP has handed out, reserved ones among them; of IPv6 those of the pool alone",
         each().map(|(of, line)| (of, number(line.leases))),
     );
     page.gauges(

@@ -306,7 +306,7 @@ impl Default for Timing {
             most: Duration::from_secs(30),
             calm: Duration::from_mins(1),
             patience: Duration::from_secs(15),
-            look: Duration::from_secs(5),
+            look: Duration::from_secs(10),
             farewell: Duration::from_secs(3),
             refused: Duration::from_secs(1),
             refused_most: Duration::from_mins(5),

@@ -40,7 +40,7 @@ struct LeaseCount {
 pub struct LeaseLine {
     pub vlan: String,
     pub family: Family,
-    /// All addresses that are out, reserved ones among them.
+    /// All addresses that are out, reserved ones among them; in IPv6 Kea counts those of the pool alone.
     pub leases: u64,
     /// Those of the pool that are out, and how many it has.
     pub pool_used: u64,
@@ -187,11 +187,7 @@ fn settings<'a>(
         "host-reservation-identifiers": ["hw-address"],
         "calculate-tee-times": true,
         "shared-networks": networks,
-        "loggers": [{
-            "name": program,
-            "severity": "WARN",
-            "output_options": [{ "output": "stdout", "pattern": "%-5p %m\n" }],
-        }],
+        "loggers": [logger(program, "WARN"), logger(&format!("{program}.alloc-engine"), "ERROR")],
     });
     match family {
         Family::V4 => {
@@ -203,6 +199,12 @@ fn settings<'a>(
     }
     settings["user-context"] = json!({ MARK: mark(&settings) });
     Some((format!("{:#}\n", json!({ root: settings })), whose))
+}
+
+/// What hands out addresses warns of each request that it has none for: any stranger could fill our log.
+fn logger(name: &str, severity: &str) -> Value {
+    let output = json!({ "output": "stdout", "pattern": "%-5p %m\n" });
+    json!({ "name": name, "severity": severity, "output_options": [output] })
 }
 
 fn subnets_of(family: Family) -> &'static str {
