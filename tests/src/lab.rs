@@ -26,7 +26,7 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -123,6 +123,12 @@ impl Lab {
         let lab = Self::open(name)?;
         lab.processes.values().for_each(Process::terminate);
         lab.processes.values().try_for_each(Process::end)?;
+        // What a killed routerd ran goes on without it.
+        if lab.router().exists() {
+            for pid in run(Command::new("ip").args(["netns", "pids", lab.router().name()]))?.lines() {
+                kill(Pid::from_raw(pid.trim().parse()?), Signal::SIGKILL).ok();
+            }
+        }
         thread::scope(|scope| {
             for namespace in lab.namespaces.iter().filter(|name| Netns::named(name).exists()) {
                 scope.spawn(move || run(Command::new("ip").args(["netns", "delete", namespace])));

@@ -79,6 +79,10 @@ impl Site {
         let wans = lines(&mut file, wans, same_gateway)?;
         let vlans = segments(&mut file)?;
         file.remove("port");
+        // The lab has one clock with the machine it is on.
+        if let Some(ntp) = file.get_mut("ntp").and_then(Item::as_table_like_mut) {
+            ntp.insert("set_clock", toml_edit::value(false));
+        }
         Ok(Self { text: file.to_string(), wans, vlans })
     }
 
@@ -325,6 +329,13 @@ mod tests {
             "{}",
             site.text
         );
+    }
+
+    #[test]
+    fn no_lab_sets_the_clock_of_its_machine() {
+        let text = format!("{MINIMAL}\n[ntp]\nservers = [\"192.0.2.1\"]\nset_clock = true\n");
+        let site = Site::derive(&text, 2, false).unwrap();
+        assert!(!config::parse("site.toml", &site.text).unwrap().config.ntp.unwrap().set_clock);
     }
 
     #[test]
