@@ -121,6 +121,24 @@ impl Wan {
     }
 }
 
+/// The same file without the programs that serve its VLANs: for tests of what their ports do when nobody listens there,
+/// and of what routerd alone costs.
+pub fn unserved(text: &str) -> Result<String> {
+    let mut file: DocumentMut = text.parse().context("the site file is not TOML")?;
+    for section in ["dhcp", "ra", "ntp"] {
+        file.remove(section);
+    }
+    for (section, keys) in [("vlan", ["dhcp", "ra"].as_slice()), ("host", &["mac"])] {
+        let Some(tables) = file.get_mut(section).and_then(Item::as_table_like_mut) else { continue };
+        for (_, table) in tables.iter_mut() {
+            for key in keys {
+                table.as_table_like_mut().and_then(|table| table.remove(key));
+            }
+        }
+    }
+    Ok(file.to_string())
+}
+
 /// Makes the lines of the file those of the lab: as many as asked for, in the file's order, more if it has too few.
 fn lines(file: &mut DocumentMut, count: u8, same_gateway: bool) -> Result<Vec<Wan>> {
     let tables = section(file, "wan")?;
@@ -329,6 +347,18 @@ mod tests {
             "{}",
             site.text
         );
+    }
+
+    #[test]
+    fn an_unserved_site_runs_no_program_and_is_otherwise_the_same() {
+        let whole = include_str!("../../config/examples/spectrum-site.toml");
+        let parsed =
+            |text: &str| config::parse("site.toml", text).unwrap_or_else(|problems| panic!("{problems}")).config;
+        let (whole, unserved) = (parsed(whole), parsed(&unserved(whole).unwrap()));
+        assert!(whole.dhcp.is_some() && whole.ra.is_some() && whole.ntp.is_some());
+        assert!(unserved.dhcp.is_none() && unserved.ra.is_none() && unserved.ntp.is_none());
+        assert_eq!(unserved.vlans.len(), whole.vlans.len());
+        assert_eq!(unserved.cells.len(), whole.cells.len());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use mwan::matrix::{self, Packet, Protocol};
 use tests::demo::{site, way_out};
 use tests::lab::{Lab, Temporary};
 use tests::netns::run;
-use tests::site::{TARGETS4, TARGETS6};
+use tests::site::{TARGETS4, TARGETS6, unserved};
 use tests::traffic::{Probe, distribution, probe, probe_all};
 
 const SITE: &str = include_str!("../../config/examples/spectrum-site.toml");
@@ -29,13 +29,13 @@ fn connections_spread_over_four_lines_by_weight() {
 
 #[test]
 fn connections_spread_over_four_lines_with_the_same_gateway() {
-    let Some(lab) = Temporary::routed(SITE, 4, true).unwrap() else { return };
+    let Some(lab) = Temporary::routed(&unserved(SITE).unwrap(), 4, true).unwrap() else { return };
     shares(&lab, &[1, 1, 1, 1], TARGETS4[0].into());
 }
 
 #[test]
 fn six_lines_share_as_four_do() {
-    let Some(lab) = Temporary::routed(SITE, 6, false).unwrap() else { return };
+    let Some(lab) = Temporary::routed(&unserved(SITE).unwrap(), 6, false).unwrap() else { return };
     shares(&lab, &[1, 1, 1, 1, 1, 1], TARGETS4[0].into());
 }
 
@@ -44,7 +44,7 @@ fn six_lines_share_as_four_do() {
 /// is named by `routerctl denied`.
 #[test]
 fn real_packets_agree_with_the_matrix_cell_by_cell() {
-    let Some(lab) = Temporary::routed(SITE, 4, false).unwrap() else { return };
+    let Some(lab) = Temporary::routed(&unserved(SITE).unwrap(), 4, false).unwrap() else { return };
     let config = site(&lab).unwrap();
     let vlans = &lab.site().vlans;
     // Neighbours are found before anything is counted.

@@ -27,7 +27,7 @@ use tests::demo::wait_until_good;
 use tests::failover::PATIENCE;
 use tests::lab::{Lab, Temporary, binary};
 use tests::netns::run;
-use tests::site::{TARGETS4, TARGETS6};
+use tests::site::{TARGETS4, TARGETS6, unserved};
 
 fn main() -> Result<()> {
     println!("{}", bench::machine());
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     checks.sort();
     println!("routerctl check of a whole site: median {:?}, worst {:?}", checks[10], checks[19]);
 
-    let mut lab = Temporary::up(&std::fs::read_to_string(&site)?, LINES, false)?;
+    let mut lab = Temporary::up(&unserved(&std::fs::read_to_string(&site)?)?, LINES, false)?;
     let both = std::fs::read_to_string(lab.site_file())?;
     let one = TARGETS6.iter().fold(both.clone(), |text, target| text.replace(&format!(", \"icmp {target}\""), ""));
     // A quorum of two is more than no target can give.
