@@ -17,8 +17,8 @@ use openssl::cipher::Cipher as Evp;
 use openssl::cipher_ctx::CipherCtx;
 use openssl::sha::Sha256;
 use qat::{
-    Backend, Cipher, CpuBatch, Direction, Engine, Exercise, Multibuffer, Operation, Options, Place, Route, Ticket,
-    Work, ticket,
+    Backend, Cipher, CipherWork, CpuBatch, Direction, Engine, Exercise, Multibuffer, Operation, Options, Place, Route,
+    Ticket, Work, ticket,
 };
 
 fn main() -> Result<()> {
@@ -186,7 +186,7 @@ struct Text<'a> {
 
 fn text_of(work: &Work) -> Result<Text<'_>> {
     match work {
-        Work::Cipher { iv, additional, text, tag, .. } => Ok(Text { iv, additional, bytes: text, tag }),
+        Work::Cipher(CipherWork { iv, additional, text, tag, .. }) => Ok(Text { iv, additional, bytes: text, tag }),
         Work::RsaPrivate { .. } | Work::EcdsaSign { .. } | Work::Ecdh { .. } | Work::X25519 { .. } => {
             bail!("not a cipher")
         }

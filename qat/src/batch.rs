@@ -22,7 +22,7 @@ use self::gathering::Gathering;
 use crate::breaker::{Breaker, Fault, Patience};
 use crate::discovery::Discovery;
 use crate::engine::thread_time;
-use crate::job::{Answer, Backend, Operation, Place, Reason, Refusal, Reply, Ticket, Verdict, Work};
+use crate::job::{Answer, Backend, CipherWork, Operation, Place, Reason, Refusal, Reply, Ticket, Verdict, Work};
 use crate::selftest::{self, Test};
 
 /// Which libraries.
@@ -380,8 +380,8 @@ impl Line {
 
 /// The known answers of ciphers are of short texts; packets are long.
 fn typical(work: &Work) -> Option<Work> {
-    let Work::Cipher { key, direction, iv, additional, tag, .. } = work else { return None };
-    Some(Work::Cipher {
+    let Work::Cipher(CipherWork { key, direction, iv, additional, tag, .. }) = work else { return None };
+    Some(Work::Cipher(CipherWork {
         key: Arc::clone(key),
         direction: *direction,
         iv: iv.clone(),
@@ -389,7 +389,7 @@ fn typical(work: &Work) -> Option<Work> {
         text: Zeroizing::new(vec![0; TYPICAL]),
         // Not the right one, which takes no less to find.
         tag: tag.clone(),
-    })
+    }))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

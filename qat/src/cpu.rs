@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::Error;
 use crate::engine::Checks;
-use crate::job::{Direction, Output, Text, Work};
+use crate::job::{CipherWork, Direction, Output, Text, Work};
 use crate::key::{Cipher, CipherKey, EcPrivate};
 
 /// Does the work. Errors are of the input.
@@ -49,11 +49,9 @@ pub(crate) fn run(work: &Work) -> Result<Output, Error> {
             };
             derive().map_err(|_stack| Error::Peer)
         }
-        Work::Cipher { key, direction, iv, additional, text, tag } => match key.cipher {
-            Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(key, *direction, iv, additional, text, tag),
-            Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => {
-                cbc_hmac(key, *direction, iv, additional, text, tag)
-            }
+        Work::Cipher(work) => match work.key.cipher {
+            Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(work),
+            Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => cbc_hmac(work),
         },
     }
 }
@@ -71,14 +69,7 @@ fn ecdh(key: &EcPrivate, x: &[u8], y: &[u8]) -> Result<Output, ErrorStack> {
     Ok(Output::Point { x: Zeroizing::new(x.to_vec_padded(size)?), y: Zeroizing::new(y.to_vec_padded(size)?) })
 }
 
-fn gcm(
-    key: &CipherKey,
-    direction: Direction,
-    iv: &[u8],
-    additional: &[u8],
-    text: &[u8],
-    tag: &[u8],
-) -> Result<Output, Error> {
+fn gcm(CipherWork { key, direction, iv, additional, text, tag }: &CipherWork) -> Result<Output, Error> {
     let cipher = match key.cipher.key_size() {
         16 => openssl::symm::Cipher::aes_128_gcm(),
         _ => openssl::symm::Cipher::aes_256_gcm(),
@@ -97,14 +88,7 @@ fn gcm(
     }
 }
 
-fn cbc_hmac(
-    key: &CipherKey,
-    direction: Direction,
-    iv: &[u8],
-    additional: &[u8],
-    text: &[u8],
-    tag: &[u8],
-) -> Result<Output, Error> {
+fn cbc_hmac(CipherWork { key, direction, iv, additional, text, tag }: &CipherWork) -> Result<Output, Error> {
     match direction {
         Direction::Seal => {
             let text = Text::sealed(cbc(key, Mode::Encrypt, iv, text).map_err(failed("AES-CBC"))?);
@@ -182,7 +166,7 @@ pub(crate) fn right(work: &Work, output: &Output, checks: Checks) -> bool {
                     .and_then(|mut context| EcPoint::from_bytes(curve.group(), &compressed, &mut context))
                     .is_ok()
         }
-        (Work::X25519 { .. }, Output::Bytes(_)) | (Work::Cipher { .. }, Output::Text { .. }) => match checks {
+        (Work::X25519 { .. }, Output::Bytes(_)) | (Work::Cipher(_), Output::Text { .. }) => match checks {
             Checks::Every => run(work).is_ok_and(|ours| ours == *output),
             // Of a point of small order there is no secret (RFC 7748, 6.1).
             Checks::Cheap => !matches!(output, Output::Bytes(secret) if secret.iter().all(|byte| *byte == 0)),

@@ -17,7 +17,9 @@ use crate::calibrate::{Calibration, Class, Latencies, Side};
 use crate::device::{Care, Installed, InstanceStatus, QatUser};
 use crate::discovery::{Discovery, System};
 use crate::encoding::{self, Hash, Scheme};
-use crate::job::{Answer, Backend, Direction, Operation, Output, Place, Reason, Text, Ticket, Verdict, Work, ticket};
+use crate::job::{
+    Answer, Backend, CipherWork, Direction, Operation, Output, Place, Reason, Text, Ticket, Verdict, Work, ticket,
+};
 use crate::key::{Cipher, CipherKey, EcPrivate, PrivateKey, RsaPrivate, X25519Private};
 use crate::{Error, cpu};
 
@@ -305,7 +307,14 @@ impl Engine {
         additional: &[u8],
         text: &[u8],
     ) -> Result<(Text, Vec<u8>), Error> {
-        self.cipher(key, Direction::Seal, iv, additional, text, &[])
+        self.cipher(CipherWork {
+            key: Arc::clone(key),
+            direction: Direction::Seal,
+            iv: iv.to_vec(),
+            additional: additional.to_vec(),
+            text: Zeroizing::new(text.to_vec()),
+            tag: Vec::new(),
+        })
     }
 
     /// The text, if it is authentic.
@@ -320,19 +329,20 @@ impl Engine {
         if tag.len() != Cipher::TAG {
             return Err(Error::NotAuthentic);
         }
-        Ok(self.cipher(key, Direction::Open, iv, additional, text, tag)?.0)
+        let opened = self.cipher(CipherWork {
+            key: Arc::clone(key),
+            direction: Direction::Open,
+            iv: iv.to_vec(),
+            additional: additional.to_vec(),
+            text: Zeroizing::new(text.to_vec()),
+            tag: tag.to_vec(),
+        });
+        Ok(opened?.0)
     }
 
-    fn cipher(
-        &self,
-        key: &Arc<CipherKey>,
-        direction: Direction,
-        iv: &[u8],
-        additional: &[u8],
-        text: &[u8],
-        tag: &[u8],
-    ) -> Result<(Text, Vec<u8>), Error> {
-        let cipher = key.cipher();
+    fn cipher(&self, work: CipherWork) -> Result<(Text, Vec<u8>), Error> {
+        let CipherWork { iv, text, .. } = &work;
+        let cipher = work.key.cipher();
         if iv.len() != cipher.iv_size() {
             return Err(Error::Length { operation: "an IV", given: iv.len(), taken: cipher.iv_size().to_string() });
         }
@@ -340,15 +350,7 @@ impl Engine {
             let taken = "whole blocks of 16, padded by the caller".to_owned();
             return Err(Error::Length { operation: "AES-CBC", given: text.len(), taken });
         }
-        let work = Work::Cipher {
-            key: Arc::clone(key),
-            direction,
-            iv: iv.to_vec(),
-            additional: additional.to_vec(),
-            text: Zeroizing::new(text.to_vec()),
-            tag: tag.to_vec(),
-        };
-        match self.run(work)?.output {
+        match self.run(Work::Cipher(work))?.output {
             Output::Text { text, tag } => Ok((text, tag)),
             Output::Bytes(_) | Output::Point { .. } | Output::Signature { .. } => {
                 unreachable!("a cipher gives a text")

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::calibrate::Latencies;
 use crate::engine::{Checks, Engine, thread_time};
-use crate::job::{Direction, Operation, Output, Work};
+use crate::job::{CipherWork, Direction, Operation, Output, Work};
 use crate::key::{Cipher, CipherKey, Curve, EcPrivate, KeyError, PrivateKey, RsaPrivate, X25519Private};
 use crate::{Error, cpu, selftest};
 
@@ -131,13 +131,9 @@ impl Exercise {
         let unknown = || Error::Length { operation: "a made-up key", given: 0, taken: operation.to_string() };
         let Operation::Cipher(cipher, direction) = operation else { return Err(unknown()) };
         let key = self.ciphers.iter().find(|key| key.cipher() == cipher).ok_or_else(unknown)?;
-        let work = |direction, text, tag| Work::Cipher {
-            key: Arc::clone(key),
-            direction,
-            iv: bytes(number, cipher.iv_size()),
-            additional: bytes(number, additional),
-            text,
-            tag,
+        let work = |direction, text, tag| {
+            let (iv, additional) = (bytes(number, cipher.iv_size()), bytes(number, additional));
+            Work::Cipher(CipherWork { key: Arc::clone(key), direction, iv, additional, text, tag })
         };
         let length = if cipher.hash_key_size() > 0 { length.next_multiple_of(16) } else { length };
         let sealing = work(Direction::Seal, Zeroizing::new(bytes(number, length)), Vec::new());
@@ -233,7 +229,7 @@ impl Exercise {
 fn is_right(work: &Work, output: &Output) -> bool {
     match work {
         Work::EcdsaSign { .. } => cpu::right(work, output, Checks::Every),
-        Work::RsaPrivate { .. } | Work::Ecdh { .. } | Work::X25519 { .. } | Work::Cipher { .. } => {
+        Work::RsaPrivate { .. } | Work::Ecdh { .. } | Work::X25519 { .. } | Work::Cipher(_) => {
             cpu::run(work).is_ok_and(|ours| ours.agrees(output))
         }
     }

@@ -33,15 +33,19 @@ pub enum Work {
         key: Arc<X25519Private>,
         peer: [u8; 32],
     },
-    /// For opening, the tag is part of the input; for sealing it is empty.
-    Cipher {
-        key: Arc<CipherKey>,
-        direction: Direction,
-        iv: Vec<u8>,
-        additional: Vec<u8>,
-        text: Zeroizing<Vec<u8>>,
-        tag: Vec<u8>,
-    },
+    Cipher(CipherWork),
+}
+
+/// A text to seal or to open.
+#[derive(Debug)]
+pub struct CipherWork {
+    pub key: Arc<CipherKey>,
+    pub direction: Direction,
+    pub iv: Vec<u8>,
+    pub additional: Vec<u8>,
+    pub text: Zeroizing<Vec<u8>>,
+    /// For opening; empty for sealing.
+    pub tag: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +84,7 @@ impl Work {
             Self::EcdsaSign { key, .. } => Operation::EcdsaSign(key.curve()),
             Self::Ecdh { key, .. } => Operation::Ecdh(key.curve()),
             Self::X25519 { .. } => Operation::X25519,
-            Self::Cipher { key, direction, .. } => Operation::Cipher(key.cipher(), *direction),
+            Self::Cipher(work) => Operation::Cipher(work.key.cipher(), work.direction),
         }
     }
 
@@ -88,7 +92,7 @@ impl Work {
     pub fn len(&self) -> usize {
         match self {
             Self::RsaPrivate { .. } | Self::EcdsaSign { .. } | Self::Ecdh { .. } | Self::X25519 { .. } => 0,
-            Self::Cipher { text, .. } => text.len(),
+            Self::Cipher(work) => work.text.len(),
         }
     }
 

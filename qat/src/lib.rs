@@ -29,7 +29,8 @@ pub use encoding::{Hash, Scheme};
 pub use engine::{Checks, Counts, Done, Engine, Options, Pending, Route, Signed, Status};
 pub use exercise::{Exercise, Load, Rate, known_answers};
 pub use job::{
-    Answer, Backend, Direction, Operation, Output, Place, Reason, Refusal, Reply, Text, Ticket, Verdict, Work, ticket,
+    Answer, Backend, CipherWork, Direction, Operation, Output, Place, Reason, Refusal, Reply, Text, Ticket, Verdict,
+    Work, ticket,
 };
 pub use key::{Cipher, CipherKey, Curve, EcPrivate, KeyError, PrivateKey, RsaPrivate, X25519Private};
 

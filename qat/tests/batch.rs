@@ -22,8 +22,8 @@ fn ciphers(engine: &Engine) -> Vec<Operation> {
 }
 
 fn changed_text(mut work: Work) -> Work {
-    if let Work::Cipher { text, .. } = &mut work {
-        text[7] ^= 1;
+    if let Work::Cipher(work) = &mut work {
+        work.text[7] ^= 1;
     }
     work
 }

@@ -90,7 +90,7 @@ impl Multi for CryptoMb {
             Work::RsaPrivate { key, input } => input.len() == key.size(),
             Work::EcdsaSign { key, digest, .. } => digest.len() <= key.curve().size(),
             Work::Ecdh { .. } | Work::X25519 { .. } => true,
-            Work::Cipher { .. } => false,
+            Work::Cipher(_) => false,
         }
     }
 

@@ -18,7 +18,7 @@ use qat_sys::ipsec_mb::{
 use qat_sys::{Multi as Opened, multi};
 
 use super::Multi;
-use crate::job::{Answer, Direction, Operation, Output, Reason, Text, Work};
+use crate::job::{Answer, CipherWork, Direction, Operation, Output, Reason, Text, Work};
 use crate::key::{Cipher, CipherKey, Schedule};
 
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Multi for IpsecMb {
     /// Its lengths of CBC and HMAC are of sixteen bits, and it has no CBC of nothing.
     fn fits(&self, work: &Work) -> bool {
         match work {
-            Work::Cipher { key, text, additional, iv, .. } => match key.cipher {
+            Work::Cipher(CipherWork { key, text, additional, iv, .. }) => match key.cipher {
                 Cipher::Aes128Gcm | Cipher::Aes256Gcm => text.len() <= LONGEST_GCM,
                 Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => {
                     !text.is_empty() && additional.len() + iv.len() + text.len() <= LONGEST_CBC
@@ -191,7 +191,7 @@ impl Manager {
     }
 
     fn packet<'a>(&self, work: &'a Work) -> Option<Packet<'a>> {
-        let Work::Cipher { key, direction, iv, additional, text, tag } = work else { return None };
+        let Work::Cipher(CipherWork { key, direction, iv, additional, text, tag }) = work else { return None };
         let kept = &key.schedules[self.set as usize];
         let schedule = if let Some(schedule) = kept.get() {
             schedule

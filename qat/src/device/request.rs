@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::heard;
 use super::memory::{LONGEST_TEXT, Slot};
-use crate::job::{Direction, Operation, Output, Text, Work};
+use crate::job::{CipherWork, Direction, Operation, Output, Text, Work};
 use crate::key::{Cipher, CipherKey, Domain};
 
 /// What was laid out, and where the result will be.
@@ -81,7 +81,7 @@ pub(crate) fn has(library: &Library, operation: Operation) -> bool {
 pub(crate) fn fits(work: &Work) -> bool {
     match work {
         Work::RsaPrivate { .. } | Work::EcdsaSign { .. } | Work::Ecdh { .. } | Work::X25519 { .. } => true,
-        Work::Cipher { text, additional, .. } => {
+        Work::Cipher(CipherWork { text, additional, .. }) => {
             !text.is_empty() && text.len() + additional.len() <= LONGEST_TEXT && additional.len() <= LONGEST_ADDITIONAL
         }
     }
@@ -176,17 +176,15 @@ impl Request {
                 let (result, unused) = (slot.space(32)?, slot.space(32)?);
                 Some(Self::X25519 { op: slot.place(data)?, x: slot.place(result)?, y: slot.place(unused)?, result })
             }
-            Work::Cipher { key, direction, iv, additional, text, tag } => {
-                let (setup, op, list, text, tag) = match key.cipher {
-                    Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(slot, key, *direction, iv, additional, text, tag)?,
-                    Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => {
-                        cbc_hmac(slot, key, *direction, iv, additional, text, tag)?
-                    }
+            Work::Cipher(work) => {
+                let (setup, op, list, text, tag) = match work.key.cipher {
+                    Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(slot, work)?,
+                    Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => cbc_hmac(slot, work)?,
                 };
                 let list = with_metadata(slot, library, instance, list)?;
                 let session = open_session(slot, library, instance, setup)?;
                 let op = CpaCySymOpData { sessionCtx: session, ..op };
-                let tag = (*direction == Direction::Seal).then_some(tag);
+                let tag = (work.direction == Direction::Seal).then_some(tag);
                 let Some(op) = slot.place(op) else {
                     close_session(library, instance, session);
                     return None;
@@ -260,16 +258,9 @@ impl Request {
 
 type LaidOut = (CpaCySymSessionSetupData, CpaCySymOpData, CpaBufferList, CpaFlatBuffer, CpaFlatBuffer);
 
-fn gcm(
-    slot: &mut Slot,
-    key: &CipherKey,
-    direction: Direction,
-    iv: &[u8],
-    additional: &[u8],
-    text: &[u8],
-    tag: &[u8],
-) -> Option<LaidOut> {
-    let mut setup = setup(slot, key, direction)?;
+fn gcm(slot: &mut Slot, work: &CipherWork) -> Option<LaidOut> {
+    let CipherWork { key, direction, iv, additional, text, tag } = work;
+    let mut setup = setup(slot, key, *direction)?;
     setup.cipherSetupData.cipherAlgorithm = CPA_CY_SYM_CIPHER_AES_GCM;
     setup.hashSetupData.hashAlgorithm = CPA_CY_SYM_HASH_AES_GCM;
     setup.hashSetupData.authModeSetupData.aadLenInBytes = u32::try_from(additional.len()).ok()?;
@@ -280,7 +271,7 @@ fn gcm(
     op.pIv = slot.put(&whole_iv)?.pData;
     op.ivLenInBytes = u32::try_from(iv.len()).ok()?;
     // Whole blocks, and at least one.
-    let mut padded = additional.to_vec();
+    let mut padded = additional.clone();
     padded.resize(additional.len().max(1).next_multiple_of(16), 0);
     op.pAdditionalAuthData = slot.put(&padded)?.pData;
     let text = slot.put(text)?;
@@ -290,16 +281,9 @@ fn gcm(
     Some((setup, op, list(slot, text)?, text, tag))
 }
 
-fn cbc_hmac(
-    slot: &mut Slot,
-    key: &CipherKey,
-    direction: Direction,
-    iv: &[u8],
-    additional: &[u8],
-    text: &[u8],
-    tag: &[u8],
-) -> Option<LaidOut> {
-    let mut setup = setup(slot, key, direction)?;
+fn cbc_hmac(slot: &mut Slot, work: &CipherWork) -> Option<LaidOut> {
+    let CipherWork { key, direction, iv, additional, text, tag } = work;
+    let mut setup = setup(slot, key, *direction)?;
     setup.cipherSetupData.cipherAlgorithm = CPA_CY_SYM_CIPHER_AES_CBC;
     setup.hashSetupData.hashAlgorithm = CPA_CY_SYM_HASH_SHA256;
     let hash_key = slot.put(&key.hash_key)?;
@@ -308,7 +292,7 @@ fn cbc_hmac(
     let mut op = empty_operation();
     let own_iv = slot.put(iv)?;
     (op.pIv, op.ivLenInBytes) = (own_iv.pData, own_iv.dataLenInBytes);
-    let whole = slot.put(&Zeroizing::new([additional, iv, text].concat()))?;
+    let whole = slot.put(&Zeroizing::new([additional.as_slice(), iv, text].concat()))?;
     let before = u32::try_from(additional.len() + iv.len()).ok()?;
     op.cryptoStartSrcOffsetInBytes = before;
     op.messageLenToCipherInBytes = u32::try_from(text.len()).ok()?;
