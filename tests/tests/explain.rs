@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tests::demo::site;
 use tests::lab::{Lab, Temporary};
 use tests::netns::run;
-use tests::site::{TARGETS4, TARGETS6};
+use tests::site::{TARGETS4, TARGETS6, unserved};
 use tests::traffic::{Answer, Probe, probe, probe_all};
 use tests::watch::wait_usable;
 
@@ -31,7 +31,7 @@ const STEERED: &str = concat!(
 /// Acceptance 3 of the operator's issue, the matrix and the asserts: 3,000 tuples.
 #[test]
 fn explain_agrees_with_packets_across_a_whole_site() {
-    let Some(lab) = Temporary::routed(SPECTRUM, 4, false).unwrap() else { return };
+    let Some(lab) = Temporary::routed(&unserved(SPECTRUM).unwrap(), 4, false).unwrap() else { return };
     let config = site(&lab).unwrap();
     let mut chance = Chance(2026);
     let mut seen = Seen::default();
