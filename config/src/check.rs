@@ -4,6 +4,7 @@
 
 mod api;
 mod asserts;
+mod dns;
 mod lan;
 mod matrix;
 mod outside;
@@ -43,6 +44,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let policies = check.policies();
     let steering = check.steering(&services);
     let asserts = check.asserts();
+    let dns = check.dns(&vlans, &egress);
     let api = check.api(&mut vlans, &wans);
     let tls_offload = check.tls_offload(&mut vlans, &mut wans);
     let dhcp = check.dhcp(&vlans);
@@ -87,6 +89,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         syslog,
         webhooks,
         hooks,
+        dns,
         tls_offload,
         dhcp,
         ra,

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 pub(crate) use self::lan::{Dhcp, Ntp, Ra, VlanDhcp};
+use crate::domain::{DomainName, DomainPattern};
 use crate::model::PortSet;
 use crate::problem::{Problem, Span};
 use crate::read::{At, Node, Read, Table, at, shown, text, wrong_type};
@@ -36,6 +37,7 @@ pub(crate) struct File {
     pub(crate) hosts: Vec<Host>,
     pub(crate) services: Vec<Service>,
     pub(crate) egress: Vec<Egress>,
+    pub(crate) dns: Option<Dns>,
     pub(crate) cells: Vec<Cell>,
     pub(crate) wans: Vec<Wan>,
     pub(crate) probe: Probe,
@@ -147,7 +149,31 @@ pub(crate) struct Service {
 pub(crate) struct Egress {
     pub(crate) name: At<EgressName>,
     pub(crate) to: Maybe<Destinations>,
+    pub(crate) names: Maybe<Vec<At<DomainPattern>>>,
+    pub(crate) preset: Maybe<String>,
+    pub(crate) region: Maybe<String>,
+    pub(crate) gateway: Maybe<String>,
     pub(crate) ports: Maybe<Vec<At<PortSpec>>>,
+}
+
+/// A zone that somebody inside answers for.
+#[derive(Debug)]
+pub(crate) struct DnsForward {
+    pub(crate) zone: At<String>,
+    pub(crate) servers: Maybe<Vec<At<String>>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Dns {
+    pub(crate) span: Span,
+    pub(crate) upstreams: Maybe<Vec<At<String>>>,
+    pub(crate) domain: Maybe<DomainName>,
+    pub(crate) dot_local: Maybe<bool>,
+    pub(crate) forward: Vec<DnsForward>,
+    pub(crate) private: Maybe<Vec<At<DomainPattern>>>,
+    pub(crate) redirect: Maybe<bool>,
+    pub(crate) ca: Maybe<String>,
+    pub(crate) cache: Maybe<i64>,
 }
 
 #[derive(Debug)]
@@ -463,6 +489,10 @@ impl File {
         file.hosts = named(&mut top, "host", problems, host);
         file.services = named(&mut top, "service", problems, service);
         file.egress = named(&mut top, "egress", problems, egress);
+        if let Some(mut table) = section(&mut top, "dns", problems) {
+            file.dns = Some(dns(&mut table, problems));
+            table.finish(problems);
+        }
         file.wans = named(&mut top, "wan", problems, wan);
         file.policies = named(&mut top, "policy", problems, policy);
         file.cells = entries(&mut top, "cell", problems, cell);
@@ -672,9 +702,14 @@ fn service(name: At<ServiceName>, table: &mut Table<'_>, problems: &mut Problems
 
 fn egress(name: At<EgressName>, table: &mut Table<'_>, problems: &mut Problems) -> Egress {
     let to = table.node("to");
-    if to.is_none() {
-        problems
-            .push(table.missing("to", "[\"192.0.2.0/24\"]").help("write `to = [\"192.0.2.0/24\"]` or `to = \"any\"`"));
+    let names = table.one_or_many("names", problems);
+    let preset: Maybe<String> = table.value("preset", problems);
+    if to.is_none() && names.is_none() && preset.is_none() {
+        problems.push(
+            table
+                .missing("to", "[\"192.0.2.0/24\"]")
+                .help("write `to = [\"192.0.2.0/24\"]`, `to = \"any\"`, or `names = [\"login.example.com\"]`"),
+        );
     }
     let to = match to {
         Some(node) if node.get_ref().as_str() == Some("any") => {
@@ -685,10 +720,53 @@ fn egress(name: At<EgressName>, table: &mut Table<'_>, problems: &mut Problems) 
         }
         None => None,
     };
-    if table.node("ports").is_none() {
+    if table.node("ports").is_none() && preset.is_none() {
         problems.push(table.missing("ports", "[\"tcp/443\"]"));
     }
-    Egress { name, to, ports: table.list("ports", problems) }
+    Egress {
+        name,
+        to,
+        names,
+        preset,
+        region: table.value("region", problems),
+        gateway: table.value("gateway", problems),
+        ports: table.list("ports", problems),
+    }
+}
+
+fn dns(table: &mut Table<'_>, problems: &mut Problems) -> Dns {
+    let forward = inner(table, "forward", problems, |zones, problems| {
+        let children = zones.children();
+        let zone = |(key, _): &(&toml::Spanned<std::borrow::Cow<'_, str>>, _)| At {
+            value: key.get_ref().to_string(),
+            span: key.span(),
+        };
+        let written =
+            children.iter().map(|child| DnsForward { zone: zone(child), servers: servers(child.1, problems) });
+        let written: Vec<_> = written.collect();
+        zones.know_all();
+        written
+    });
+    Dns {
+        span: table.span.clone(),
+        upstreams: needed_list(table, "upstreams", "[\"tls://192.0.2.53#dns.example\"]", problems),
+        domain: table.value("domain", problems),
+        dot_local: table.value("dot_local", problems),
+        forward: forward.unwrap_or_default(),
+        private: table.one_or_many("private", problems),
+        redirect: table.value("redirect", problems),
+        ca: table.value("ca", problems),
+        cache: table.value("cache", problems),
+    }
+}
+
+/// One server, or a list of them.
+fn servers(node: &Node<'_>, problems: &mut Problems) -> Maybe<Vec<At<String>>> {
+    let list = match node.get_ref().as_array() {
+        Some(array) => array.iter().filter_map(|item| at(item, problems)).collect(),
+        None => vec![at(node, problems)?],
+    };
+    Some(At { value: list, span: node.span() })
 }
 
 fn cell(table: &mut Table<'_>, problems: &mut Problems) -> Cell {

@@ -4,6 +4,7 @@
 //! the text at once.
 
 mod check;
+pub mod domain;
 mod file;
 mod lint;
 pub mod model;

@@ -15,6 +15,7 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::lan::{Dhcp, Ntp, Ra, Reservation, VlanDhcp};
+use crate::domain::{DomainName, DomainPattern};
 use crate::units::{
     BitRate, ClientName, EgressName, EventKind, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName,
     Tier, TlsOffloadName, VlanId, VlanName, WanId, WanName, Weight,
@@ -55,6 +56,9 @@ pub struct Config {
     pub webhooks: Vec<Webhook>,
     #[serde(default)]
     pub hooks: Vec<Hook>,
+    /// `None` answers nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// Where the router ends TLS for what is behind it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tls_offload: BTreeMap<TlsOffloadName, TlsOffload>,
@@ -78,6 +82,24 @@ impl Config {
     /// The VLAN whose subnet holds this address.
     pub fn vlan_of(&self, address: IpAddr) -> Option<&Vlan> {
         self.vlans.values().find(|vlan| vlan.addresses.iter().any(|own| own.contains(&address)))
+    }
+
+    /// The VLANs that may ask the router's resolver, with its addresses there.
+    pub fn dns_served(&self) -> impl Iterator<Item = &Vlan> {
+        let asked = |permit: &Permit| permit.ports.udp.iter().any(|range| range.contains(&53));
+        self.vlans.values().filter(move |vlan| self.dns.is_some() && vlan.input.iter().any(asked))
+    }
+
+    /// Where questions for names end that this VLAN asks of somebody outside: at the router, if its way out goes by names.
+    pub fn dns_redirect(&self, vlan: &Vlan, family: Family) -> Option<IpAddr> {
+        let by_name = match &vlan.internet {
+            Internet::Sets(sets) => sets.iter().filter_map(|set| self.egress.get(set)).any(|set| !set.named.is_empty()),
+            Internet::None | Internet::Any => false,
+        };
+        let redirect = self.dns.as_ref().is_some_and(|dns| dns.redirect);
+        let served = by_name && redirect && self.dns_served().any(|served| served.name == vlan.name);
+        let mut own = vlan.addresses.iter().map(IpNet::addr).filter(|address| Family::of(*address) == family);
+        served.then(|| own.next()).flatten()
     }
 
     /// The host documented at this address.
@@ -443,7 +465,47 @@ pub struct EgressSet {
     /// `None` is any destination.
     pub to: Option<AddressSet>,
     pub ports: PortSet,
+    /// Destinations known by names: what the router's resolver has answered for them, while that counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub named: Vec<Named>,
     pub line: Line,
+}
+
+/// Names, and the ports where they are spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    pub names: BTreeSet<DomainPattern>,
+    pub ports: PortSet,
+}
+
+/// The resolver on the router, for whoever may ask it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Whom it asks, in this order of preference where they are equally quick.
+    pub upstreams: Vec<Upstream>,
+    /// Hosts of the file are names below it.
+    pub domain: DomainName,
+    /// Hosts are names below `local` too, against RFC 6762.
+    pub dot_local: bool,
+    /// Zones that somebody inside answers for.
+    pub forward: BTreeMap<DomainName, Vec<SocketAddr>>,
+    /// Names that may have addresses of the inside although somebody outside says so.
+    pub private: BTreeSet<DomainPattern>,
+    /// What VLANs whose ways out go by names ask of other resolvers comes here.
+    pub redirect: bool,
+    /// PEM: who vouches for resolvers over TLS, instead of the public authorities.
+    pub ca: Option<PathBuf>,
+    /// Answers that are kept.
+    pub cache: u64,
+    pub line: Line,
+}
+
+/// A resolver outside.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Upstream {
+    pub address: SocketAddr,
+    /// The name in its certificate, where it is asked over TLS (RFC 7858).
+    pub tls: Option<String>,
 }
 
 /// One service where it is allowed.

@@ -1,6 +1,8 @@
 //! Services every site may name without declaring them, each with where its ports are assigned. A `[service.NAME]`
 //! in the file takes the place of one of these.
 
+pub(crate) mod egress;
+
 use crate::file::port_spec;
 use crate::model::PortSet;
 

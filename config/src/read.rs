@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::domain::{DomainName, DomainPattern};
 use crate::problem::{Problem, Span};
 use crate::suggest::nearest;
 use crate::units::{BitRate, EgressName, HostName, IfName, PolicyName, ServiceName, TlsOffloadName, VlanName, WanName};
@@ -36,11 +37,12 @@ pub(crate) struct Table<'a> {
     pub(crate) span: Span,
     entries: &'a DeTable<'a>,
     known: Vec<&'static str>,
+    anything: bool,
 }
 
 impl<'a> Table<'a> {
     pub(crate) fn new(what: impl Into<String>, span: Span, entries: &'a DeTable<'a>) -> Self {
-        Self { what: what.into(), span, entries, known: Vec::new() }
+        Self { what: what.into(), span, entries, known: Vec::new(), anything: false }
     }
 
     pub(crate) fn of(what: impl Into<String>, node: &'a Node<'a>, problems: &mut Vec<Problem>) -> Option<Self> {
@@ -115,10 +117,15 @@ impl<'a> Table<'a> {
         all
     }
 
+    /// Of a table whose keys are the operator's own words.
+    pub(crate) fn know_all(&mut self) {
+        self.anything = true;
+    }
+
     pub(crate) fn finish(self, problems: &mut Vec<Problem>) {
         for (key, _) in self.entries {
             let name: &str = key.get_ref();
-            if self.known.contains(&name) {
+            if self.anything || self.known.contains(&name) {
                 continue;
             }
             let label = match nearest(name, self.known.iter().copied()) {
@@ -298,6 +305,8 @@ named! {
     EgressName "the name of an egress set";
     PolicyName "the name of a policy";
     TlsOffloadName "the name of a tls_offload";
+    DomainName "a domain name";
+    DomainPattern "a domain name, or `*.` and one";
 }
 
 /// Characters of the operator's text repeated inside a message.

@@ -155,6 +155,8 @@ fn closed(
 ) -> Option<String> {
     let fitting: Vec<_> = openings
         .iter()
+        // What names stand for changes: nothing of it is always let through.
+        .filter(|opening| opening.named.is_none())
         .filter(|opening| {
             opening.ports.as_deref().is_none_or(|ports| match packet {
                 Some(packet) => holds(ports, protocol(packet), family),

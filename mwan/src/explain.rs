@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::asserts;
 use crate::audit::Pair;
 use crate::decide::Decision;
-use crate::matrix::{Packet, Protocol, Reason, Verdict, Zone, steered, verdict};
+use crate::matrix::{Named, Packet, Protocol, Reason, Verdict, Zone, steered, verdict, verdict_by_names};
 use crate::state::{BucketKey, Slot};
 
 /// "May this pass, and which way?"
@@ -73,6 +73,9 @@ pub struct Explanation {
     /// Until when it passes all the same, because its cell is audited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audited_until: Option<String>,
+    /// What names have to do with its destination: a sentence for each set that goes by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// What to write to allow it.
     pub advice: Option<String>,
     /// Only for allowed packets that leave by a line.
@@ -109,11 +112,16 @@ pub struct Share {
 
 /// Answers from the file and the lines in use at this moment.
 pub fn explain(config: &Config, decision: &Decision, question: &Question) -> Explanation {
+    explain_by_names(config, decision, question, &|_, _| false)
+}
+
+/// The same where names stand for addresses.
+pub fn explain_by_names(config: &Config, decision: &Decision, question: &Question, named: &Named<'_>) -> Explanation {
     let mut packet = Packet::new(config, question.source, question.destination, question.protocol);
     if let Some(from) = &question.from {
         packet.from = from.clone();
     }
-    let verdict = verdict(config, &packet);
+    let verdict = verdict_by_names(config, &packet, named);
     let way = if verdict.allowed { way(config, decision, &packet) } else { None };
     Explanation {
         source: Party { address: packet.source, host: host(config, packet.source), zone: packet.from.clone() },
@@ -126,6 +134,7 @@ pub fn explain(config: &Config, decision: &Decision, question: &Question) -> Exp
         allowed: verdict.allowed,
         because: verdict.reason.to_string(),
         audited_until: None,
+        names: Vec::new(),
         advice: advice(config, &packet, &verdict),
         verdict,
         way,
@@ -158,6 +167,9 @@ impl fmt::Display for Explanation {
         match (&self.audited_until, self.allowed) {
             (Some(until), false) => write!(f, "denied, and let pass until {until} for an audit: {}", self.because)?,
             (_, allowed) => write!(f, "{}: {}", if allowed { "allowed" } else { "denied" }, self.because)?,
+        }
+        for names in &self.names {
+            write!(f, "\n{names}")?;
         }
         if let Some(way) = &self.way {
             write!(f, "\n{way}")?;

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::ruleset::{bogons, both, has_broadcast, line_networks};
-use crate::state::FlowClass;
+use crate::state::{FlowClass, NamedKey};
 
 /// The first packet of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,15 +125,22 @@ pub enum Reason {
     },
 }
 
-/// Judges the first packet of a flow.
+/// Judges the first packet of a flow where no name stands for any address.
 pub fn verdict(config: &Config, packet: &Packet) -> Verdict {
+    verdict_by_names(config, packet, &|_, _| false)
+}
+
+/// Judges the first packet of a flow. `named` says whether an address is in a set that names fill.
+pub fn verdict_by_names(config: &Config, packet: &Packet, named: &Named<'_>) -> Verdict {
     if let Some(reason) = stray(config, packet) {
         return Verdict { allowed: false, reason };
     }
+    let redirected = redirected(config, packet);
+    let packet = redirected.as_ref().unwrap_or(packet);
     if let Some(what) = built_in(packet) {
         return Verdict { allowed: true, reason: Reason::BuiltIn { what: what.to_owned() } };
     }
-    let fits = |opening: &Opening<'_>| opening.holds(packet);
+    let fits = |opening: &Opening<'_>| opening.holds(packet, named);
     match openings(config, &packet.from, &packet.to, Some(packet.destination)).into_iter().find(fits) {
         Some(opening) => Verdict { allowed: true, reason: opening.reason },
         None => Verdict { allowed: false, reason: refusal(config, &packet.from, &packet.to) },
@@ -159,7 +166,8 @@ pub fn would_deny(
     {
         packet.from = Zone::Wan(wan.name.clone());
     }
-    !verdict(config, &packet).allowed
+    // A flow that began when a name stood for its other end goes on when it does no longer.
+    !verdict_by_names(config, &packet, &|_, _| true).allowed
 }
 
 /// Whether a live flow on a line has lost that line: the config has no such line, or the line does not have the
@@ -180,7 +188,7 @@ pub fn loses_line(config: &Config, class: FlowClass, source: IpAddr, known_as: I
 /// The policy that chooses the line of this packet, with the rule that says so (`None`: the default policy).
 /// `None` for what is never steered: towards the VLANs and the router, and what comes in from a line.
 pub fn steered<'c>(config: &'c Config, packet: &Packet) -> Option<(&'c Policy, Option<&'c Steer>)> {
-    if is_local(config, packet.destination) {
+    if is_local(config, packet.destination) || redirected(config, packet).is_some() {
         return None;
     }
     let policy = |name| config.policies.get(name);
@@ -301,19 +309,32 @@ pub(crate) struct Opening<'c> {
     pub(crate) source: Option<&'c AddressSet>,
     pub(crate) destination: Option<Cow<'c, AddressSet>>,
     pub(crate) ports: Option<Cow<'c, PortSet>>,
+    /// Only to addresses that names stand for: the part of the egress set of the reason.
+    pub(crate) named: Option<usize>,
     pub(crate) reason: Reason,
 }
 
+/// Is this address in a set that names fill?
+pub type Named<'a> = dyn Fn(&NamedKey, IpAddr) -> bool + 'a;
+
 impl Opening<'_> {
     fn anything(reason: Reason) -> Self {
-        Self { source: None, destination: None, ports: None, reason }
+        Self { source: None, destination: None, ports: None, named: None, reason }
     }
 
-    fn holds(&self, packet: &Packet) -> bool {
+    fn holds(&self, packet: &Packet, named: &Named<'_>) -> bool {
         let family = Family::of(packet.source);
         self.source.is_none_or(|set| set.contains(packet.source))
             && self.destination.as_ref().is_none_or(|set| set.contains(packet.destination))
             && self.ports.as_ref().is_none_or(|ports| holds(ports, packet.protocol, family))
+            && self.key(family).is_none_or(|key| named(&key, packet.destination))
+    }
+
+    fn key(&self, family: Family) -> Option<NamedKey> {
+        match (&self.reason, self.named) {
+            (Reason::Egress { set: Some(set), .. }, Some(part)) => Some(NamedKey { set: set.clone(), part, family }),
+            _ => None,
+        }
     }
 }
 
@@ -383,12 +404,14 @@ fn cells<'c>(config: &'c Config, from: &VlanName, to: &VlanName) -> Vec<Opening<
                 source,
                 destination: cell.to_hosts.as_ref().map(Cow::Borrowed),
                 ports: None,
+                named: None,
                 reason: reason(None),
             }),
             Allow::Services(permits) => openings.extend(permits.iter().map(|permit| Opening {
                 source,
                 destination: both(cell.to_hosts.as_ref(), permit.hosts.as_ref()).map(Cow::Owned),
                 ports: Some(Cow::Borrowed(&permit.ports)),
+                named: None,
                 reason: reason(Some(permit.service.clone())),
             })),
         }
@@ -405,15 +428,21 @@ fn egress<'c>(config: &'c Config, vlan: &'c Vlan) -> Vec<Opening<'c>> {
         Internet::Sets(names) => names
             .iter()
             .filter_map(|name| config.egress.get(name))
-            .map(|set| Opening {
-                source: None,
-                destination: set.to.as_ref().map(Cow::Borrowed),
-                ports: Some(Cow::Borrowed(&set.ports)),
-                reason: Reason::Egress {
-                    vlan: vlan.name.clone(),
-                    set: Some(set.name.clone()),
-                    line: vlan.internet_line,
-                },
+            .flat_map(|set| {
+                let opening = |destination, ports, named| Opening {
+                    source: None,
+                    destination,
+                    ports: Some(Cow::Borrowed(ports)),
+                    named,
+                    reason: Reason::Egress {
+                        vlan: vlan.name.clone(),
+                        set: Some(set.name.clone()),
+                        line: vlan.internet_line,
+                    },
+                };
+                let written = opening(set.to.as_ref().map(Cow::Borrowed), &set.ports, None);
+                let parts = set.named.iter().enumerate();
+                std::iter::once(written).chain(parts.map(move |(part, of)| opening(None, &of.ports, Some(part))))
             })
             .collect(),
     }
@@ -430,6 +459,7 @@ fn input<'c>(config: &Config, permits: &'c [Permit], from: &Zone, line: Line) ->
         source: None,
         destination: permit.hosts.as_ref().map(Cow::Borrowed),
         ports: Some(Cow::Borrowed(&permit.ports)),
+        named: None,
         reason: Reason::Input {
             from: from.clone(),
             service: permit.service.clone(),
@@ -512,6 +542,17 @@ fn stray(config: &Config, packet: &Packet) -> Option<Reason> {
         Zone::Vlan(_) | Zone::Router => false,
     };
     beyond.then_some(Reason::NotRouted { address: packet.destination })
+}
+
+/// The packet as it goes on where its question for a name ends at the router.
+fn redirected(config: &Config, packet: &Packet) -> Option<Packet> {
+    let (Zone::Vlan(from), Zone::Internet | Zone::Wan(_)) = (&packet.from, &packet.to) else { return None };
+    match packet.protocol {
+        Protocol::Tcp { destination: 53, .. } | Protocol::Udp { destination: 53, .. } => {}
+        Protocol::Tcp { .. } | Protocol::Udp { .. } | Protocol::Ping | Protocol::Other(_) => return None,
+    }
+    let own = config.dns_redirect(config.vlans.get(from)?, Family::of(packet.destination))?;
+    Some(Packet { to: Zone::Router, destination: own, ..packet.clone() })
 }
 
 /// What a router accepts from a line, whatever the file says.

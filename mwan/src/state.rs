@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use config::model::{Kick, Rate};
-use config::units::{Family, IfName, Mark, PolicyId, PolicyName, TableId, VlanId, WanId};
+use config::units::{EgressName, Family, IfName, Mark, PolicyId, PolicyName, TableId, VlanId, WanId};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -204,6 +204,26 @@ impl BucketKey {
             _ => return None,
         };
         Some(Self { policy: policy.parse().ok()?, family })
+    }
+}
+
+/// A set of the table that holds what names of an egress set stand for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NamedKey {
+    pub set: EgressName,
+    /// Which of its parts: [`config::model::EgressSet::named`].
+    pub part: usize,
+    pub family: Family,
+}
+
+impl NamedKey {
+    /// The name of the set in our table: `names_azure-arc_0_4`.
+    pub fn set_name(&self) -> String {
+        let family = match self.family {
+            Family::V4 => '4',
+            Family::V6 => '6',
+        };
+        format!("names_{}_{}_{family}", self.set, self.part)
     }
 }
 

@@ -145,6 +145,7 @@ pub(crate) fn site(wans: u8) -> Config {
         syslog: Vec::new(),
         webhooks: Vec::new(),
         hooks: Vec::new(),
+        dns: None,
         tls_offload: BTreeMap::new(),
         dhcp: None,
         ra: None,

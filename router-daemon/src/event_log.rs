@@ -24,6 +24,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use self::packet::{Headers, Transport};
 use crate::audits::Audits;
 use crate::kernel::fast_path::{Watcher, readable};
+use crate::service::dns::Resolver;
 use crate::status::zone_behind;
 
 /// One message of our nflog group.
@@ -108,11 +109,18 @@ pub struct EventLog {
     followers: broadcast::Sender<Arc<Denied>>,
     /// What passed that is denied.
     pub audits: Audits,
+    /// What names stand for: a denial may be of what one stood for a moment ago.
+    pub resolver: Resolver,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self { recent: Arc::default(), followers: broadcast::Sender::new(FOLLOWER_BACKLOG), audits: Audits::default() }
+        Self {
+            recent: Arc::default(),
+            followers: broadcast::Sender::new(FOLLOWER_BACKLOG),
+            audits: Audits::default(),
+            resolver: Resolver::default(),
+        }
     }
 }
 
@@ -170,11 +178,15 @@ impl EventLog {
 pub async fn run(mut packets: mpsc::Receiver<Logged>, config: watch::Receiver<Option<Arc<Config>>>, log: EventLog) {
     let mut own = OwnLog::default();
     while let Some(logged) = packets.recv().await {
-        let config = config.borrow().clone();
-        let Some(denied) = config.and_then(|config| name(&config, &logged, SystemTime::now())) else {
+        let Some(config) = config.borrow().clone() else { continue };
+        let Some(mut denied) = name(&config, &logged, SystemTime::now()) else {
             tracing::debug!(prefix = logged.prefix, "a logged packet cannot be told");
             continue;
         };
+        let missed = || log.resolver.near_miss(&config, &denied.from.zone, denied.to.address);
+        if let Some(missed) = Some(denied.kind).filter(|kind| *kind == Kind::Forward).and_then(|_| missed()) {
+            denied.reason = format!("{}; {missed}", denied.reason);
+        }
         own.write(&denied, SystemTime::now());
         log.push(denied);
     }

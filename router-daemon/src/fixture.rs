@@ -25,6 +25,7 @@ use crate::event_log::{self, Denied, Logged, packet};
 use crate::outside::OutletLine;
 use crate::service::component::{ComponentLine, ComponentState};
 use crate::service::dhcp::LeaseLine;
+use crate::service::dns::DnsLine;
 use crate::service::ntp::ClockStatus;
 use crate::service::tls_offload::{
     BackendLine, CertificateLine, HandshakeCount, ListenLine, OffloadLine, SignatureCount,
@@ -59,6 +60,7 @@ pub(crate) fn config() -> Config {
         syslog: Vec::new(),
         webhooks: Vec::new(),
         hooks: Vec::new(),
+        dns: None,
         tls_offload: BTreeMap::new(),
         dhcp: None,
         ra: None,
@@ -407,6 +409,23 @@ pub(crate) fn crypto() -> CryptoStatus {
 }
 
 /// A collector that is away.
+pub(crate) fn dns() -> DnsLine {
+    DnsLine {
+        listen: vec!["10.10.10.1:53".to_owned(), "10.10.20.1:53".to_owned()],
+        upstreams: vec!["192.0.2.53:853 over TLS as dns.example".to_owned()],
+        hosts: 12,
+        questions: 4180,
+        own: 310,
+        failed: 2,
+        stale: 1,
+        dropped: 0,
+        rebound: 3,
+        granted: 77,
+        named: [("azure-arc".to_owned(), 41), ("cloudflared".to_owned(), 20)].into(),
+        trouble: None,
+    }
+}
+
 pub(crate) fn outlets() -> Vec<OutletLine> {
     vec![OutletLine {
         kind: "syslog".to_owned(),

@@ -22,6 +22,7 @@ use self::burial::Burials;
 pub use self::burial::{Buried, Ledger};
 pub use self::conntrack::Tuple;
 use self::fast_path::FastPath;
+use self::named::Lineage;
 use self::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket};
 use self::rtnl::Rtnl;
 use crate::counters::Counters;
@@ -39,6 +40,7 @@ mod interfaces;
 mod kick;
 mod links;
 mod listing;
+pub mod named;
 mod netlink;
 pub mod nflog;
 mod routing;
@@ -107,6 +109,11 @@ impl LinuxKernel {
     /// What became of the flows of lines that were lost.
     pub fn ledger(&self) -> Ledger {
         self.burials.ledger()
+    }
+
+    /// Transactions of others in this process that change nothing of what is observed.
+    pub fn lineage(&self) -> Lineage {
+        self.table.lineage()
     }
 
     async fn carry_out(&mut self, step: &Step) -> io::Result<()> {

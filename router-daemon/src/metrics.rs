@@ -36,6 +36,7 @@ use crate::ask::ROLLBACKS;
 use crate::counters::LinkCount;
 use crate::crypto::CryptoInstance;
 use crate::service::component::ComponentState;
+use crate::service::dns::DnsLine;
 use crate::status::{CellCount, Status, WanLine};
 
 /// The two ways of writing it.
@@ -74,6 +75,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
         fast_path(&mut page, status);
     }
     outlets(&mut page, status);
+    dns(&mut page, status);
     tls_offload(&mut page, status);
     components(&mut page, status);
     lan(&mut page, status);
@@ -234,6 +236,40 @@ fn outlets(page: &mut Page, status: &Status) {
         "quadway_outlet_waiting",
         "Messages about events that have not been taken yet",
         each().map(|(of, outlet)| (of, number(outlet.waiting))),
+    );
+}
+
+fn dns(page: &mut Page, status: &Status) {
+    let each = || status.dns.iter();
+    let plain = |count: fn(&DnsLine) -> u64| each().map(move |dns| (Vec::new(), count(dns)));
+    page.gauges(
+        "quadway_dns_ready",
+        "1 if the resolver answers as the site file has it",
+        each().map(|dns| (Vec::new(), truth(dns.trouble.is_none()))),
+    );
+    page.counters("quadway_dns_questions", "Questions that the resolver was asked", plain(|dns| dns.questions));
+    page.counters("quadway_dns_own", "Questions that the site file itself answers", plain(|dns| dns.own));
+    page.counters("quadway_dns_failed", "Questions that nobody outside had an answer to", plain(|dns| dns.failed));
+    page.counters(
+        "quadway_dns_stale",
+        "Questions answered with what was kept for too long, because nobody could be asked",
+        plain(|dns| dns.stale),
+    );
+    page.counters("quadway_dns_dropped", "Questions dropped unread: too many at once", plain(|dns| dns.dropped));
+    page.counters(
+        "quadway_dns_rebound",
+        "Addresses of the inside that answers from outside had, and that were left out",
+        plain(|dns| dns.rebound),
+    );
+    page.counters(
+        "quadway_egress_granted",
+        "Addresses put into a set that goes by names, or given more time there",
+        plain(|dns| dns.granted),
+    );
+    page.gauges(
+        "quadway_egress_addresses",
+        "Addresses that the names of an egress set stand for",
+        each().flat_map(|dns| dns.named.iter().map(|(set, count)| (vec![("set", set.clone())], number(*count as u64)))),
     );
 }
 
@@ -1041,9 +1077,11 @@ mod tests {
     fn fixture_status() -> Status {
         let (outlets, tls_offload, crypto) = (fixture::outlets(), fixture::tls_offload(), Some(fixture::crypto()));
         let (components, dhcp, clock) = (fixture::components(), fixture::leases(), Some(fixture::clock()));
+        let dns = Some(fixture::dns());
         Status {
             outlets,
             tls_offload,
+            dns,
             components,
             dhcp,
             clock,

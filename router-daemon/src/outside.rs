@@ -12,7 +12,7 @@ mod hook;
 mod queue;
 mod rfc5424;
 mod syslog;
-mod tls;
+pub(crate) mod tls;
 mod webhook;
 
 use std::collections::BTreeMap;

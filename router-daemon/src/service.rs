@@ -11,6 +11,7 @@ use self::ntp::Clock;
 
 pub mod component;
 pub mod dhcp;
+pub mod dns;
 pub mod ntp;
 mod ra;
 pub mod tls_offload;

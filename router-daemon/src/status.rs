@@ -22,6 +22,7 @@ use crate::crypto::CryptoStatus;
 use crate::outside::OutletLine;
 use crate::service::component::ComponentLine;
 use crate::service::dhcp::LeaseLine;
+use crate::service::dns::DnsLine;
 use crate::service::ntp::ClockStatus;
 use crate::service::tls_offload::OffloadLine;
 
@@ -73,6 +74,9 @@ pub struct Status {
     /// Where the router ends TLS.
     #[serde(default)]
     pub tls_offload: Vec<OffloadLine>,
+    /// The resolver; `None` where the site file has none.
+    #[serde(default)]
+    pub dns: Option<DnsLine>,
     /// Programs of others that the router runs.
     #[serde(default)]
     pub components: Vec<ComponentLine>,
@@ -266,6 +270,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         entries: Vec::new(),
         outlets: Vec::new(),
         tls_offload: Vec::new(),
+        dns: None,
         components: Vec::new(),
         dhcp: Vec::new(),
         clock: None,
@@ -530,6 +535,10 @@ impl fmt::Display for Status {
             note(f, 0, &first)?;
             below.iter().try_for_each(|line| note(f, 2, line))?;
         }
+        if let Some(dns) = &self.dns {
+            writeln!(f)?;
+            note(f, 0, &dns.summary())?;
+        }
         self.component_lines(f)?;
         match &self.crypto {
             Some(crypto) => writeln!(f).and_then(|()| note(f, 0, &crypto.summary())),
@@ -591,6 +600,9 @@ impl Status {
                 let OutletLine { kind, to, waiting, dropped, .. } = outlet;
                 note(f, 2, &format!("{kind} {to}: {trouble} ({waiting} events wait, {dropped} dropped)"))?;
             }
+        }
+        if let Some(told) = self.dns.as_ref().and_then(|dns| dns.trouble.as_ref()) {
+            note(f, 2, &format!("the resolver: {told}"))?;
         }
         for offload in &self.tls_offload {
             for told in offload.troubles() {
@@ -837,7 +849,7 @@ mod tests {
     fn the_page_reads_well_on_80_columns() {
         let page = of(&fixture::view(), &Ok(fixture::counters()));
         let (tls_offload, crypto) = (fixture::tls_offload(), Some(fixture::crypto()));
-        let page = Status { tls_offload, crypto, components: fixture::components(), ..page };
+        let page = Status { tls_offload, crypto, components: fixture::components(), dns: Some(fixture::dns()), ..page };
         let page = Status { dhcp: fixture::leases(), clock: Some(fixture::clock()), ..page }.to_string();
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         insta::assert_snapshot!(page);

@@ -63,7 +63,7 @@ impl Check<'_> {
         }
     }
 
-    fn api_file(&mut self, at: Option<&At<String>>) -> Option<PathBuf> {
+    pub(super) fn api_file(&mut self, at: Option<&At<String>>) -> Option<PathBuf> {
         let at = at?;
         if at.value.starts_with('/') && !at.value.contains('\0') {
             return Some(PathBuf::from(&at.value));

@@ -6,13 +6,13 @@ use ipnet::IpNet;
 
 use super::segments::comment;
 use super::{Check, RESERVED, Seen, Set, merged_ports, union};
-use crate::file::{self, Addresses, Destinations, HostRef, ServiceRef};
-use crate::model::{self, AddressSet, Allow, Cell, EgressSet, Permit, Service, Steer};
+use crate::file::{self, Addresses, HostRef, ServiceRef};
+use crate::model::{self, AddressSet, Allow, Cell, Permit, Service, Steer};
 use crate::preset;
 use crate::problem::{Problem, Span};
 use crate::read::At;
 use crate::suggest::nearest;
-use crate::units::{EgressName, ServiceName, VlanName};
+use crate::units::{ServiceName, VlanName};
 
 type Services = BTreeMap<ServiceName, Service>;
 
@@ -43,27 +43,6 @@ impl Check<'_> {
             services.insert(name.value.clone(), Service { name: name.value.clone(), ports, hosts, line });
         }
         services
-    }
-
-    pub(super) fn all_egress(&mut self) -> BTreeMap<EgressName, EgressSet> {
-        let mut sets = BTreeMap::new();
-        for written in &self.file.egress {
-            let name = written.name.value.clone();
-            if let "any" | "none" = name.as_str() {
-                self.push(
-                    Problem::error(format!("an egress set cannot be called `{name}`"))
-                        .at(&written.name.span, "`internet` gives this word a meaning of its own"),
-                );
-            }
-            let to = match written.to.as_ref().map(|at| &at.value) {
-                Some(Destinations::These(list)) => Some(union(list.iter().map(|at| at.value))),
-                Some(Destinations::Any) | None => None,
-            };
-            let ports = merged_ports(written.ports.as_ref().map_or(&[][..], |list| &list.value));
-            let line = self.line(&written.name.span);
-            sets.insert(name.clone(), EgressSet { name, to, ports, line });
-        }
-        sets
     }
 
     pub(super) fn permits(&mut self, refs: &[At<ServiceRef>], services: &Services) -> Vec<Permit> {

@@ -30,6 +30,11 @@ impl Traffic<'_> {
         rules
     }
 
+    /// The same within one family, for a rule that says whose the addresses are.
+    pub(super) fn of(&self, family: Family) -> Vec<String> {
+        self.protocols(Some(family))
+    }
+
     /// Single destinations and ports as elements of a set, each with the key it stands under, and the ports for which
     /// that cannot be said. A key that holds two interfaces has no room for two IPv6 addresses more, so what is
     /// limited by its source stays a rule.

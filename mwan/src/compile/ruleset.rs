@@ -12,12 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use config::Config;
-use config::model::{AddressSet, Allow, Balance, Cell, Internet, Kick, Nat6, Permit, PortSet, Steer, Wan};
+use config::model::{
+    AddressSet, Allow, Balance, Cell, EgressSet, Internet, Kick, Nat6, Permit, PortSet, Steer, Vlan, Wan,
+};
 use config::units::{Family, Mark, PolicyId, VlanName};
 use ipnet::IpNet;
 
 use super::matches::{Traffic, elements, join, keyword};
-use crate::state::{BUCKETS, BucketKey, NFLOG_GROUP, Ruleset, Slot};
+use crate::state::{BUCKETS, BucketKey, NFLOG_GROUP, NamedKey, Ruleset, Slot};
 
 /// The rules this site wants.
 pub fn ruleset(config: &Config) -> Ruleset {
@@ -28,6 +30,7 @@ pub fn ruleset(config: &Config) -> Ruleset {
     table.steering();
     table.input();
     table.forward();
+    table.redirect();
     table.nat();
     table.finish()
 }
@@ -583,6 +586,7 @@ impl Table<'_> {
                         let traffic =
                             Traffic { destination: set.to.as_ref(), ports: Some(&set.ports), ..Traffic::default() };
                         rules.extend(traffic.rules().iter().map(|matched| join(&[matched, "goto leave"])));
+                        rules.extend(self.named(set));
                     }
                     rules.push("goto deny".to_owned());
                     elements.push(format!("\"{}\" : goto {chain}", vlan.interface));
@@ -591,6 +595,45 @@ impl Table<'_> {
             }
         }
         elements
+    }
+
+    /// What names of this set stand for. Whoever answers for the names fills the sets, and the kernel empties them.
+    fn named(&mut self, set: &EgressSet) -> Vec<String> {
+        let mut rules = Vec::new();
+        for (part, named) in set.named.iter().enumerate() {
+            for (family, kind) in [(Family::V4, "ipv4_addr"), (Family::V6, "ipv6_addr")] {
+                let name = NamedKey { set: set.name.clone(), part, family }.set_name();
+                let ports = Traffic { ports: Some(&named.ports), ..Traffic::default() };
+                let to = format!("{} daddr @{name}", keyword(family));
+                rules.extend(ports.of(family).iter().map(|matched| join(&[&to, matched, "goto leave"])));
+                self.sets.insert(name, format!("type {kind}\nsize {NAMED}\nflags timeout"));
+            }
+        }
+        rules
+    }
+
+    /// Where names open ways out, whoever asks somebody else for them is answered here. Before steering: it has no line.
+    fn redirect(&mut self) {
+        let mut hook = vec!["type nat hook prerouting priority -160; policy accept;".to_owned()];
+        let local = local(self.config);
+        for family in Family::ALL {
+            let to =
+                |vlan: &Vlan| Some(format!("\"{}\" : {}", vlan.interface, self.config.dns_redirect(vlan, family)?));
+            let to: Vec<_> = self.config.vlans.values().filter_map(to).collect();
+            if to.is_empty() {
+                continue;
+            }
+            let from = to.iter().filter_map(|element| element.split_once(" : ")).map(|(from, _)| from);
+            let (from, ip) = (from.collect::<Vec<_>>().join(", "), keyword(family));
+            let beyond = format!("{ip} daddr != {{ {} }}", elements(&local, family).join(", "));
+            hook.push(format!(
+                "iifname {{ {from} }} {beyond} meta l4proto {{ tcp, udp }} th dport 53 dnat {ip} to iifname map {{ {} }}",
+                to.join(", ")
+            ));
+        }
+        if hook.len() > 1 {
+            self.chain("hook_redirect", hook);
+        }
     }
 
     fn nat(&mut self) {
@@ -744,6 +787,8 @@ const BOGONS: [&str; 16] = [
 /// Which log meters there are, and what each is kept per.
 const METERS: [(&str, &str); 4] =
     [("forward", "ifname . ifname"), ("input", "ifname"), ("spoof", "ifname"), ("invalid", "ifname . ifname")];
+/// Addresses that names of one part of an egress set may stand for, in one family.
+pub const NAMED: usize = 65_535;
 /// Flows of an audited cell that are told in a second.
 const AUDIT_RATE: u32 = 200;
 const NEIGHBOUR_DISCOVERY: &str = "nd-neighbor-solicit, nd-neighbor-advert";

@@ -23,7 +23,8 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use config::Config;
 use mwan::audit::{self, Pair};
 use mwan::event::Request;
-use mwan::explain::{Question, explain};
+use mwan::explain::{Question, explain_by_names};
+use mwan::state::NamedKey;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use ring::signature::KeyPair;
 use serde::Serialize;
@@ -57,6 +58,7 @@ use crate::kernel::trace::Tracer;
 use crate::outside::Outlets;
 use crate::service::Told;
 use crate::service::component::Components;
+use crate::service::dns::Resolver;
 use crate::service::tls_offload::Offloads;
 use crate::status::{self, Status};
 use crate::talkers::MOST_TOLD;
@@ -83,6 +85,7 @@ pub struct Core {
     /// `None` follows no packets.
     pub tracer: Option<Tracer>,
     pub tls_offload: Offloads,
+    pub resolver: Resolver,
     pub components: Components,
     /// What they were last asked.
     pub told: Told,
@@ -107,6 +110,7 @@ impl Core {
             outlets: Outlets::default(),
             tracer: None,
             tls_offload: Offloads::default(),
+            resolver: Resolver::default(),
             components: Components::default(),
             told: Told::default(),
             crypto: Crypto::default(),
@@ -262,6 +266,7 @@ impl Core {
         status.https.clone_from(&self.https.borrow());
         status.outlets = self.outlets.lines();
         status.tls_offload = self.tls_offload.lines();
+        status.dns = self.resolver.line();
         status.components = self.components.lines();
         status.dhcp = self.told.leases.lines();
         status.clock = self.told.clock.status();
@@ -568,7 +573,9 @@ impl Core {
         let (config, view) = self.configured().await?;
         let question = Question::read(&config, source, destination, service, None)
             .map_err(|unclear| Refusal::new("unclear", unclear.to_string()))?;
-        let mut explanation = explain(&config, &view.decision, &question);
+        let named = |key: &NamedKey, address| self.resolver.is_named(key, address);
+        let mut explanation = explain_by_names(&config, &view.decision, &question, &named);
+        explanation.names = self.resolver.sentences(&config, &explanation.source.zone, question.destination);
         let until = explanation.denied_by().and_then(|pair| self.denied.audits.until(&pair));
         explanation.audited_until = until.map(|until| humantime::format_rfc3339_seconds(until).to_string());
         Ok(ok(&json!({"text": explanation.to_string(), "explanation": explanation})))

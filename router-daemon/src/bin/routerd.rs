@@ -32,6 +32,7 @@ use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
 use router_daemon::service;
 use router_daemon::service::component::{Components, Supervisor, Timing};
+use router_daemon::service::dns;
 use router_daemon::service::tls_offload::{self, Offloads};
 use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
@@ -216,6 +217,9 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let (noticed_tx, noticed) = mpsc::channel(64);
     tasks.spawn(passive::watch(fast_path.clone(), config_in_force.clone(), noticed_tx));
 
+    let resolver = denied.resolver.clone();
+    dns::start(config_in_force.clone(), happenings.follow(), kernel.lineage(), &arguments.state, resolver.clone())
+        .context("cannot start the thread of the resolver")?;
     let (reconciler, handle) = Reconciler::new(kernel);
     tasks.spawn(reconciler.run());
 
@@ -243,6 +247,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         https: listener,
         outlets,
         tls_offload: offloads,
+        resolver,
         components,
         told: told_of_components,
         crypto,

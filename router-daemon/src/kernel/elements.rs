@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use config::units::{Family, IfName, Mark, WanId};
@@ -22,6 +23,15 @@ impl Generation {
         let replies = socket.ask(message(NFT_MSG_GETGEN, 0))?;
         let id = replies.iter().find_map(|reply| reply.attributes(NFGENMSG).be32(NFTA_GEN_ID));
         id.map(Self).ok_or_else(|| io::Error::other("the kernel told no nft generation"))
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(number: u32) -> Self {
+        Self(number)
     }
 
     /// What it is after one more transaction. The kernel skips 0.
@@ -135,6 +145,31 @@ pub(crate) fn audited(socket: &mut Socket) -> io::Result<BTreeMap<LinkPair, Dura
         audited.extend(pair.map(|pair| (pair, given.saturating_sub(AUDIT_GRACE))));
     })?;
     Ok(audited)
+}
+
+/// Puts addresses into a set that names fill. One that is there already gets the new time (Linux 6.12).
+pub(crate) fn named(set: &str, addresses: &[(IpAddr, Duration)]) -> Message {
+    elements_message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, |list| {
+        addresses.iter().fold(list, |list, (address, span)| {
+            let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            list.nest(NFTA_LIST_ELEM, |element| {
+                with_address(element, *address).attr(NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes())
+            })
+        })
+    })
+}
+
+pub(crate) fn unnamed(set: &str, address: IpAddr) -> Message {
+    elements_message(NFT_MSG_DELSETELEM, 0, set, |list| {
+        list.nest(NFTA_LIST_ELEM, |element| with_address(element, address))
+    })
+}
+
+fn with_address(element: Message, address: IpAddr) -> Message {
+    match address {
+        IpAddr::V4(address) => with_key(element, &address.octets()),
+        IpAddr::V6(address) => with_key(element, &address.octets()),
+    }
 }
 
 /// A bucket map as it stands; `None` when it is not one of ours in every element.
@@ -261,7 +296,7 @@ pub(crate) fn message_of(family: u8, kind: u16, flags: u16) -> Message {
 }
 
 /// A batch that the kernel refuses (`ERESTART`) when the table is of another generation.
-fn frame(generation: Generation) -> [Message; 2] {
+pub(crate) fn frame(generation: Generation) -> [Message; 2] {
     const NFNL_BATCH_GENID: u16 = 1;
     let [begin, end] = transaction();
     [begin.be32(NFNL_BATCH_GENID, generation.0), end]

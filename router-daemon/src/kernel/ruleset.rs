@@ -22,6 +22,7 @@ use tokio::process::Command;
 
 use super::elements::{self, Generation};
 use super::listing::Listing;
+use super::named::Lineage;
 use super::netlink::{NETLINK_NETFILTER, Socket, errno};
 
 /// The table as it stands.
@@ -41,6 +42,8 @@ pub(crate) struct Table {
     baseline_file: PathBuf,
     /// What stood there at this generation. Valid as long as the kernel still has it.
     seen: Option<(Generation, Seen)>,
+    /// Generations since which nothing differs that is seen here.
+    lineage: Lineage,
 }
 
 /// Which listing belongs to which generation of ours.
@@ -68,14 +71,21 @@ impl Table {
             ),
             _ => error,
         })?;
-        Ok(Self { nft, socket, baseline: baseline.unwrap_or_default(), baseline_file, seen: None })
+        Ok(Self {
+            nft,
+            socket,
+            baseline: baseline.unwrap_or_default(),
+            baseline_file,
+            seen: None,
+            lineage: Lineage::default(),
+        })
     }
 
     /// Costs one question to the kernel while no nft transaction has happened anywhere in the namespace.
     pub(crate) fn observe(&mut self) -> io::Result<Seen> {
         for _ in 0..TRIES {
             let before = Generation::read(&mut self.socket)?;
-            if let Some((_, seen)) = self.seen.as_ref().filter(|(generation, _)| *generation == before) {
+            if let Some(seen) = self.still(before) {
                 return Ok(seen.clone());
             }
             let seen = self.read()?;
@@ -189,7 +199,24 @@ impl Table {
     /// Whether a class is dead, where what was seen still stands.
     fn knows(&mut self, class: FlowClass) -> Option<bool> {
         let now = Generation::read(&mut self.socket).ok()?;
-        self.seen.as_ref().filter(|(generation, _)| *generation == now).map(|(_, seen)| seen.dead.contains(&class))
+        self.still(now).map(|seen| seen.dead.contains(&class))
+    }
+
+    /// What was seen, if it is so at this generation too.
+    fn still(&mut self, now: Generation) -> Option<&Seen> {
+        let Self { seen, lineage, .. } = self;
+        let (then, seen) = seen.as_mut()?;
+        if *then != now {
+            if !lineage.joins(*then, now) {
+                return None;
+            }
+            *then = now;
+        }
+        Some(seen)
+    }
+
+    pub(crate) fn lineage(&self) -> Lineage {
+        self.lineage.clone()
     }
 
     /// One transaction of ours. What was seen stays valid across it, unless somebody else's came between.
@@ -199,6 +226,7 @@ impl Table {
     ) -> io::Result<()> {
         for _ in 0..TRIES {
             let before = Generation::read(&mut self.socket)?;
+            self.still(before);
             let known = self.seen.take().filter(|(generation, _)| *generation == before).map(|(_, seen)| seen);
             match transaction(&mut self.socket, before, known.as_ref()) {
                 Ok(()) => {

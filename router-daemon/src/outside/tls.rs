@@ -10,7 +10,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// Trusts the authorities of a file, or the public ones. Reads files: not on the event loop's thread.
-pub(super) fn client(ca: Option<&Path>, identity: Option<&Identity>) -> Result<Arc<ClientConfig>, String> {
+pub(crate) fn client(ca: Option<&Path>, identity: Option<&Identity>) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     match ca {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
