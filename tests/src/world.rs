@@ -23,7 +23,7 @@ pub const ECHO: u16 = 7;
 /// The ports with an HTTP server.
 pub const HTTP: [u16; 2] = [80, 8080];
 pub const DNS: u16 = 53;
-/// Nobody's: for a server of TCP that a test brings.
+/// Nobody's: for a server that a test brings.
 pub const FREE: u16 = 8088;
 
 /// The datagram that the echo server answers with a greeting.
@@ -40,7 +40,7 @@ pub fn ruleset() -> String {
         "table inet world\ndelete table inet world\n\
          table inet world {{\nchain all_ports {{\ntype nat hook prerouting priority dstnat\n\
          tcp dport != {{ {DNS}, {http}, {other}, {FREE} }} redirect to :{ECHO}\n\
-         udp dport != {DNS} redirect to :{ECHO}\n}}\n}}\n"
+         udp dport != {{ {DNS}, {FREE} }} redirect to :{ECHO}\n}}\n}}\n"
     )
 }
 
