@@ -6,6 +6,7 @@ mod api;
 mod asserts;
 mod dns;
 mod lan;
+mod leases;
 mod matrix;
 mod outside;
 mod segments;

@@ -550,13 +550,16 @@ pub struct Wan {
     pub name: WanName,
     pub id: WanId,
     pub interface: IfName,
+    /// Where `addressing` comes from.
+    #[serde(default, skip_serializing_if = "Method::is_static")]
+    pub method: Method,
     pub addressing: Addressing,
     pub mtu: Option<u16>,
     pub weight: Weight,
-    /// How inside IPv6 addresses leave by this line. IPv4 is masqueraded.
     /// What the provider sells; the base of `balance = "headroom"`.
     pub download: Option<BitRate>,
     pub upload: Option<BitRate>,
+    /// How inside IPv6 addresses leave by this line. IPv4 is masqueraded.
     pub nat6: Nat6,
     /// What anybody on this WAN may open towards the router. Empty unless somebody wrote it.
     pub input: Vec<Permit>,
@@ -568,6 +571,25 @@ pub struct Wan {
 }
 
 impl Wan {
+    /// The line is there for this family, with an address of it or waiting for one.
+    pub fn carries(&self, family: Family) -> bool {
+        match (&self.method, family) {
+            (Method::Static, _) => self.has_address(family),
+            (Method::Dhcp(_), Family::V4) => true,
+            (Method::Dhcp(dhcp), Family::V6) => dhcp.ipv6,
+        }
+    }
+
+    /// Packets of this family can leave by it.
+    pub fn has_address(&self, family: Family) -> bool {
+        self.gateway(family).is_some() && self.source(family).is_some()
+    }
+
+    /// Its addresses of this family come from the provider.
+    pub fn is_leased(&self, family: Family) -> bool {
+        !self.method.is_static() && self.carries(family)
+    }
+
     pub fn gateway(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => self.addressing.gateway4.map(IpAddr::V4),
@@ -581,12 +603,49 @@ impl Wan {
     }
 }
 
-/// Static addressing. A line carries a family only if it has an address and a gateway of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the addresses of a line come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// The file.
+    #[default]
+    Static,
+    /// The provider: of IPv4 by DHCP.
+    Dhcp(WanDhcp),
+}
+
+impl Method {
+    pub fn is_static(&self) -> bool {
+        matches!(self, Self::Static)
+    }
+}
+
+/// What the provider is asked for beside an IPv4 address.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WanDhcp {
+    /// An IPv6 address and gateway too, by router advertisements and DHCPv6.
+    pub ipv6: bool,
+    /// The length of the IPv6 prefix that is asked for.
+    pub prefix: Option<u8>,
+}
+
+/// Packets of a family leave by a line only if it has an address and a gateway of it. Of a line whose addresses are
+/// leased, the operator's config has none; those of the lease are filled in by `mwan`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addressing {
     pub addresses: Vec<IpNet>,
     pub gateway4: Option<Ipv4Addr>,
     pub gateway6: Option<Ipv6Addr>,
+    /// What is reached by another way than the gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<LineRoute>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LineRoute {
+    pub destination: IpNet,
+    /// `None`: it is on the line itself.
+    pub gateway: Option<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

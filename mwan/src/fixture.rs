@@ -153,10 +153,12 @@ pub(crate) fn wan(id: u8) -> Wan {
         name: format!("wan{id}").parse().unwrap(),
         id: WanId::new(id).unwrap(),
         interface: format!("eth{}", id - 1).parse().unwrap(),
+        method: config::model::Method::Static,
         addressing: Addressing {
             addresses: vec![net(&format!("100.64.{id}.2/24")), net(&format!("2001:db8:ff{id:02}::2/64"))],
             gateway4: Some(format!("100.64.{id}.1").parse().unwrap()),
             gateway6: Some(format!("2001:db8:ff{id:02}::1").parse().unwrap()),
+            routes: Vec::new(),
         },
         mtu: None,
         weight: Weight(NonZeroU8::MIN),

@@ -74,10 +74,12 @@ pub(crate) fn wan(id: u8) -> Wan {
         name: wan_name(id),
         id: wan_id(id),
         interface: wan_name(id).as_str().parse().unwrap(),
+        method: config::model::Method::Static,
         addressing: Addressing {
             addresses: vec![address(format!("100.64.{id}.2/24")), address(format!("2001:db8:ff{id:02x}::2/64"))],
             gateway4: Some(format!("100.64.{id}.1").parse().unwrap()),
             gateway6: Some(format!("2001:db8:ff{id:02x}::1").parse().unwrap()),
+            routes: Vec::new(),
         },
         mtu: None,
         weight: Weight(nonzero(1)),

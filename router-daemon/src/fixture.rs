@@ -116,10 +116,12 @@ pub(crate) fn wan(name: &str, id: u8) -> Wan {
         name: name.parse().unwrap(),
         id: WanId::new(id).unwrap(),
         interface: name.parse().unwrap(),
+        method: config::model::Method::Static,
         addressing: Addressing {
             addresses: vec![format!("100.64.{id}.2/24").parse().unwrap()],
             gateway4: Some(format!("100.64.{id}.1").parse().unwrap()),
             gateway6: None,
+            routes: Vec::new(),
         },
         mtu: None,
         weight: Weight(one),

@@ -11,8 +11,8 @@ use super::segments::comment;
 use super::{Check, Owner, Seen, Set, Use};
 use crate::file::{self, Percent};
 use crate::model::{
-    Addressing, Balance, Failback, Kick, LastResort, Member, Nat6, Policy, Probing, Service, Target, TargetKind,
-    Threshold, Wan,
+    Addressing, Balance, Failback, Kick, LastResort, Member, Method, Nat6, Policy, Probing, Service, Target,
+    TargetKind, Threshold, Wan,
 };
 use crate::problem::{Problem, Span};
 use crate::read::At;
@@ -35,19 +35,24 @@ impl<'a> Check<'a> {
             if let Some(at) = &written.interface {
                 self.uses.entry(at.value.clone()).or_default().push((Use::Wan(name), at.span.clone()));
             }
-            let addressing = self.addressing(written);
-            let mtu = written.mtu.as_ref().and_then(|at| self.mtu(at, &addressing));
+            let method = self.method(written);
+            let addressing = method.as_ref().map(|method| self.addressing(written, method)).unwrap_or_default();
+            let families = families(method.as_ref(), &addressing);
+            let mtu = written.mtu.as_ref().and_then(|at| self.mtu(at, &families));
             let weight = self.weight(written.weight.as_ref());
             let nat6 = self.nat6(written.nat6.as_ref());
             let input = self.permits(written.input.as_ref().map_or(&[][..], |list| &list.value), services);
-            let probe = self.probing(written, &addressing);
-            let (Some(interface), Some(id)) = (&written.interface, ids.get(name)) else { continue };
+            let probe = self.probing(written, &families);
+            let (Some(interface), Some(id), Some(method)) = (&written.interface, ids.get(name), method) else {
+                continue;
+            };
             wans.insert(
                 name.clone(),
                 Wan {
                     name: name.clone(),
                     id: *id,
                     interface: interface.value.clone(),
+                    method,
                     addressing,
                     mtu,
                     weight,
@@ -106,26 +111,11 @@ impl<'a> Check<'a> {
         ids
     }
 
-    fn addressing(&mut self, wan: &'a file::Wan) -> Addressing {
-        let none = Addressing { addresses: Vec::new(), gateway4: None, gateway6: None };
+    fn addressing(&mut self, wan: &'a file::Wan, method: &Method) -> Addressing {
+        let none = Addressing::default();
         let name = &wan.name.value;
-        match wan.method.as_ref().map(|at| (at.value.as_str(), at)) {
-            None | Some(("static", _)) => {}
-            Some(("dhcp" | "pppoe", at)) => {
-                self.push(
-                    Problem::error(format!("WAN `{name}` wants {}, which this release cannot do", at.value))
-                        .at(&at.span, "there is no client for it here")
-                        .help(
-                            "write the address the provider gives: `method = \"static\"`, \
-                             `addresses = [\"192.0.2.10/24\"]`, `gateway = \"192.0.2.1\"`",
-                        ),
-                );
-                return none;
-            }
-            Some((_, at)) => {
-                self.word(at, "way to address a WAN", &[("static", ()), ("dhcp", ()), ("pppoe", ())]);
-                return none;
-            }
+        if !method.is_static() {
+            return none;
         }
         let Some(list) = &wan.addresses else {
             self.push(
@@ -164,7 +154,7 @@ impl<'a> Check<'a> {
                     .help("write, for example, `addresses = [\"192.0.2.10/24\"]`"),
             );
         }
-        Addressing { addresses, gateway4, gateway6 }
+        Addressing { addresses, gateway4, gateway6, routes: Vec::new() }
     }
 
     fn gateway4(&mut self, wan: &WanName, at: &At<IpAddr>, own: &[IpNet]) -> Option<Ipv4Addr> {
@@ -235,9 +225,9 @@ impl<'a> Check<'a> {
         self.push(problem);
     }
 
-    fn mtu(&mut self, at: &At<i64>, addressing: &Addressing) -> Option<u16> {
+    fn mtu(&mut self, at: &At<i64>, families: &[Family]) -> Option<u16> {
         // RFC 791 asks for 576 bytes of a host, RFC 8200 5 for 1280 of a link that carries IPv6.
-        let least = if addressing.gateway6.is_some() { 1280 } else { 576 };
+        let least = if families.contains(&Family::V6) { 1280 } else { 576 };
         self.number(at, least..=9216, "the MTU of this line")
     }
 
@@ -286,7 +276,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn probing(&mut self, wan: &file::Wan, addressing: &Addressing) -> Probing {
+    fn probing(&mut self, wan: &file::Wan, families: &[Family]) -> Probing {
         let (own, site) = (&wan.probe, &self.file.probe);
         let interval = own
             .interval
@@ -332,7 +322,7 @@ impl<'a> Check<'a> {
             }
             self.push(problem);
         }
-        let targets = self.targets(wan, addressing);
+        let targets = self.targets(wan, families);
         self.quorum(wan, &targets, quorum);
         let loss = own.loss.as_ref().or(site.loss.as_ref());
         let loss = loss.map(|pair| self.threshold(pair, |Percent(fail)| Percent(fail / 2), Percent(1), "loss"));
@@ -369,19 +359,12 @@ impl<'a> Check<'a> {
 
     /// The targets of a line, in the families it has. Site-wide targets of a family it lacks are passed over; a
     /// family without a target is judged by its gateway.
-    fn targets(&mut self, wan: &file::Wan, addressing: &Addressing) -> Vec<Target> {
-        let families: Vec<Family> = Family::ALL
-            .into_iter()
-            .filter(|family| match family {
-                Family::V4 => addressing.gateway4.is_some(),
-                Family::V6 => addressing.gateway6.is_some(),
-            })
-            .collect();
+    fn targets(&mut self, wan: &file::Wan, families: &[Family]) -> Vec<Target> {
         let list = wan.probe.targets.as_ref().or(self.file.probe.targets.as_ref());
         let mut seen: BTreeMap<Target, Span> = BTreeMap::new();
         let mut targets = Vec::new();
         for at in list.map_or(&[][..], |list| &list.value) {
-            for target in expand(&at.value, &families) {
+            for target in expand(&at.value, families) {
                 if !families.contains(&target.family) {
                     if wan.probe.targets.is_some() && !families.is_empty() {
                         self.push(
@@ -404,7 +387,7 @@ impl<'a> Check<'a> {
                 targets.push(target);
             }
         }
-        for family in families {
+        for &family in families {
             if !targets.iter().any(|target| target.family == family) {
                 targets.push(Target { family, kind: TargetKind::Gateway });
             }
@@ -575,6 +558,18 @@ impl<'a> Check<'a> {
         }
         members
     }
+}
+
+/// The families that the line carries.
+fn families(method: Option<&Method>, addressing: &Addressing) -> Vec<Family> {
+    let carries = |family: &Family| match (method, family) {
+        (Some(Method::Dhcp(_)), Family::V4) => true,
+        (Some(Method::Dhcp(dhcp)), Family::V6) => dhcp.ipv6,
+        (Some(Method::Static), Family::V4) => addressing.gateway4.is_some(),
+        (Some(Method::Static), Family::V6) => addressing.gateway6.is_some(),
+        (None, _) => false,
+    };
+    Family::ALL.into_iter().filter(carries).collect()
 }
 
 fn expand(target: &file::Target, families: &[Family]) -> Vec<Target> {
