@@ -229,10 +229,12 @@ pub enum EventKind {
     Audit,
     /// A program that the router runs fails, or no longer.
     Component,
+    /// A line got another lease of its addresses, or has none.
+    Lease,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Health,
         Self::Policy,
         Self::Target,
@@ -246,6 +248,7 @@ impl EventKind {
         Self::FastPath,
         Self::Audit,
         Self::Component,
+        Self::Lease,
     ];
 
     /// As it stands in `events`, and as the tag `event` of what is told.
@@ -264,6 +267,7 @@ impl EventKind {
             Self::FastPath => "fast-path",
             Self::Audit => "audit",
             Self::Component => "component",
+            Self::Lease => "lease",
         }
     }
 }

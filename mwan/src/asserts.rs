@@ -79,15 +79,12 @@ fn used(
     family: Family,
     down: &BTreeSet<WanName>,
 ) -> Option<BTreeSet<WanName>> {
-    let carries = |name: &WanName| {
-        let wan = config.wans.get(name)?;
-        wan.source(family).and(wan.gateway(family))
-    };
-    policy.members.iter().find_map(|member| carries(&member.wan))?;
+    let carries = |name: &WanName| config.wans.get(name).is_some_and(|wan| wan.carries(family));
+    policy.members.iter().find(|member| carries(&member.wan))?;
     let standings: Standings = config
         .wans
         .values()
-        .filter(|wan| carries(&wan.name).is_some())
+        .filter(|wan| wan.carries(family))
         .map(|wan| {
             let health = if down.contains(&wan.name) { Health::Down } else { Health::Up };
             ((wan.id, family), Standing::of(health))

@@ -9,6 +9,7 @@ use config::units::{Family, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{AuditEnd, Pair};
+use crate::lease::{Grant, Lease};
 use crate::links::Links;
 use crate::passive::Traffic;
 
@@ -30,6 +31,8 @@ pub enum Event {
     Silence { wan: WanId, family: Family, flows: u32, span: Duration },
     /// What the lines' traffic showed since the last report; lines without any are left out.
     Traffic(Vec<Traffic>),
+    /// What became of the lease of a line. It may come before the config that names the line.
+    Lease { wan: WanName, family: Family, grant: Grant },
     /// A deadline passed. Carries nothing: the time of the call says all.
     Timeout,
     /// An operator asks.
@@ -148,6 +151,13 @@ pub enum Notice {
         wan: WanName,
         family: Family,
         mac: Option<[u8; 6]>,
+    },
+    /// The addresses of a line in one family changed with its lease; without a lease, `why` says why there is none.
+    Lease {
+        wan: WanName,
+        family: Family,
+        lease: Option<Lease>,
+        why: Option<String>,
     },
     /// What no entry of this cell allows passes for this long.
     Audited {

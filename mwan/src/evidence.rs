@@ -35,6 +35,8 @@ pub struct Evidence {
 pub enum Ground {
     /// The interface is missing, down or without carrier.
     Carrier,
+    /// There is no address to use.
+    Lease,
     /// An operator said so.
     FailTest,
     Probes,
@@ -143,6 +145,7 @@ impl Evidence {
         };
         match self.ground {
             Ground::Carrier => "its interface is missing, down or without carrier".to_owned(),
+            Ground::Lease => "it has no lease of an address".to_owned(),
             Ground::FailTest => "declared down by an operator's fail-test".to_owned(),
             Ground::Return { flows, silence } => {
                 format!(

@@ -32,6 +32,7 @@ use self::past::Past;
 use self::rerun::Rerun;
 use crate::decide::Decision;
 use crate::event::{Event, Failure, Notice, Outcome, Probe, Reply};
+use crate::lease::Grant;
 use crate::router::Router;
 use crate::time::Time;
 
@@ -142,6 +143,11 @@ pub enum What {
         span: Duration,
     },
     Traffic,
+    Lease {
+        wan: config::units::WanName,
+        family: config::units::Family,
+        held: bool,
+    },
     Request(crate::event::Request),
 }
 
@@ -179,6 +185,9 @@ impl Teller {
             (None, Event::Reply(Reply { wan, target, seq, outcome })) => What::Reply { wan, target, seq, outcome },
             (None, Event::Silence { wan, flows, span, .. }) => What::Silence { wan, flows, span },
             (None, Event::Traffic(_)) => What::Traffic,
+            (None, Event::Lease { wan, family, grant }) => {
+                What::Lease { wan, family, held: matches!(grant, Grant::Held { .. }) }
+            }
             (None, Event::Timeout) => What::Timeout { probes: line.p.len() },
             (None, Event::Request(request)) => What::Request(request),
         };
@@ -349,6 +358,7 @@ impl Line<Router> {
             | Event::Neighbour { .. }
             | Event::Silence { .. }
             | Event::Traffic(_)
+            | Event::Lease { .. }
             | Event::Request(_) => {
                 line.e = Some(event.clone());
             }
@@ -416,7 +426,7 @@ fn digest(decision: &Decision) -> String {
     format!("{hash:016x}")
 }
 
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// Hears what a router tells that runs again.
 trait Watch {

@@ -13,6 +13,7 @@ pub mod fate;
 #[cfg(test)]
 mod fixture;
 pub mod journal;
+pub mod lease;
 pub mod links;
 pub mod matrix;
 pub mod monitor;

@@ -137,7 +137,7 @@ pub fn verdict_by_names(config: &Config, packet: &Packet, named: &Named<'_>) -> 
     }
     let redirected = redirected(config, packet);
     let packet = redirected.as_ref().unwrap_or(packet);
-    if let Some(what) = built_in(packet) {
+    if let Some(what) = built_in(config, packet) {
         return Verdict { allowed: true, reason: Reason::BuiltIn { what: what.to_owned() } };
     }
     let fits = |opening: &Opening<'_>| opening.holds(packet, named);
@@ -174,7 +174,7 @@ pub fn would_deny(
 /// address the flow is known by outside. `known_as` is where answers go, which NAT makes another than `source`.
 pub fn loses_line(config: &Config, class: FlowClass, source: IpAddr, known_as: IpAddr) -> bool {
     let Some(wan) = config.wan(class.wan) else { return true };
-    if wan.gateway(class.family).is_none() || wan.source(class.family).is_none() {
+    if !wan.has_address(class.family) {
         return true;
     }
     let own = wan.addressing.addresses.iter().any(|net| net.addr() == known_as);
@@ -555,13 +555,23 @@ fn redirected(config: &Config, packet: &Packet) -> Option<Packet> {
     Some(Packet { to: Zone::Router, destination: own, ..packet.clone() })
 }
 
-/// What a router accepts from a line, whatever the file says.
-fn built_in(packet: &Packet) -> Option<&'static str> {
-    let outside = matches!(packet.from, Zone::Wan(_) | Zone::Internet) && packet.to == Zone::Router;
+/// What a router accepts from a line whose addresses are leased, whatever the file says.
+fn built_in(config: &Config, packet: &Packet) -> Option<&'static str> {
+    let family = Family::of(packet.source);
+    let leased = || match &packet.from {
+        Zone::Wan(name) => config.wans.get(name).is_some_and(|wan| wan.is_leased(family)),
+        // From the Internet as such, the address it goes to tells the line.
+        Zone::Internet => config.wans.values().any(|wan| {
+            let own = |net: &IpNet| net.addr() == packet.destination || packet.destination.is_multicast();
+            wan.is_leased(family) && wan.addressing.addresses.iter().any(own)
+        }),
+        Zone::Vlan(_) | Zone::Router => false,
+    };
+    let outside = || packet.to == Zone::Router && leased();
     match (packet.source, packet.protocol) {
-        (IpAddr::V4(_), Protocol::Udp { source: 67, destination: 68 }) if outside => Some("an answer of DHCP"),
+        (IpAddr::V4(_), Protocol::Udp { source: 67, destination: 68 }) if outside() => Some("an answer of DHCP"),
         (IpAddr::V6(source), Protocol::Udp { source: 547, destination: 546 })
-            if outside && source.is_unicast_link_local() =>
+            if source.is_unicast_link_local() && outside() =>
         {
             Some("an answer of DHCPv6")
         }
@@ -693,8 +703,8 @@ mod tests {
                 "192.0.2.1",
                 "100.64.1.2",
                 Protocol::Udp { source: 67, destination: 68 },
-                true,
-                "an answer of DHCP, always accepted",
+                false,
+                "input of the Internet: default deny (built in)",
             ),
         ] {
             let verdict = judged(source, destination, protocol);

@@ -12,6 +12,8 @@
 //!      └──silent──▶    Down ──quorum──▶ Held ──hold time──▶ Up     (Held ──quorum lost──▶ Down)
 //! ```
 //!
+//! A line whose addresses are leased is `Down` without a lease, whatever else is.
+//!
 //! `Held` is skipped by a line that never failed, by one that was lost in an ISP outage, and after a fail-test.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,7 @@ use crate::decide::{Chooser, Decision, Facts, Standing, Standings};
 use crate::event::{Event, Health, Notice, Probe, Request};
 use crate::evidence::{Blame, Evidence, Ground, Other, Sight, Stood};
 use crate::fate::{self, SharedFate, TOGETHER};
+use crate::lease::{self, Grant, Lease, Leases};
 use crate::links::Links;
 use crate::monitor::{Doubt, Monitor, Verdict};
 use crate::passive::{Comparison, Fault, Headroom};
@@ -38,7 +41,13 @@ use crate::time::Time;
 /// What it serializes to is a checkpoint: everything that what comes next depends on.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Router {
+    /// With what the leases say.
     config: Option<Arc<Config>>,
+    /// The operator's, where it names lines whose addresses are leased.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    written: Option<Arc<Config>>,
+    #[serde(default)]
+    leases: Leases,
     /// `None` until the first [`Event::Links`]: nothing is known of any carrier.
     links: Option<Links>,
     /// Nothing is probed before that.
@@ -131,6 +140,10 @@ impl Router {
                 quiet = !found && !moved;
                 false
             }
+            Event::Lease { wan, family, grant } => {
+                quiet = true;
+                self.leases.take(wan, *family, grant, now) && self.follow_lease(wan, *family, now, &mut notices)
+            }
             Event::Timeout => {
                 quiet = true;
                 false
@@ -141,6 +154,10 @@ impl Router {
             }
         };
         let stale = self.end_audits(AuditEnd::Time, |audit| audit.until <= now, &mut notices) || stale;
+        let expired = self.leases.expire(now);
+        let stale = expired
+            .iter()
+            .fold(stale, |stale, (wan, family)| self.follow_lease(wan, *family, now, &mut notices) || stale);
         for line in self.lines.values_mut() {
             self.targets_changed |= line.monitor.expire(now);
         }
@@ -181,7 +198,7 @@ impl Router {
             .values()
             .copied()
             .chain(self.audits.values().map(|audit| audit.until))
-            .chain([settling, self.comparison.deadline(), self.headroom.deadline()])
+            .chain([settling, self.comparison.deadline(), self.headroom.deadline(), self.leases.deadline()])
             .chain(self.decide_again);
         lines.flatten().chain(fates).chain(rest).min().unwrap_or(Time::NEVER)
     }
@@ -214,9 +231,24 @@ impl Router {
             mac: Some(*mac),
         });
         let drained = self.drained.iter().map(|wan| Event::Request(Request::Drain { wan: wan.clone() }));
-        links.chain(neighbours).chain(drained).collect()
+        let leases = self.leases.iter().map(|(wan, family, held)| Event::Lease {
+            wan: wan.clone(),
+            family,
+            grant: held.grant.clone(),
+        });
+        leases.chain(links).chain(neighbours).chain(drained).collect()
     }
 
+    /// This config as it would be with the leases there are.
+    pub fn with_leases(&self, config: &Arc<Config>) -> Arc<Config> {
+        lease::effective(config, &self.leases)
+    }
+
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// The config in force, with what the leases say.
     pub fn config(&self) -> Option<&Arc<Config>> {
         self.config.as_ref()
     }
@@ -276,6 +308,7 @@ impl Router {
             gateway_mac: self.gateway_mac(wan, family),
             changed: line.changed.clone(),
             lost: line.lost.clone(),
+            lease: line.wan.is_leased(family).then(|| self.lease_status(line, family)),
         };
         let wans = config.wans.values().map(|wan| WanStatus {
             name: wan.name.clone(),
@@ -306,15 +339,60 @@ impl Router {
         }
     }
 
-    /// A config takes effect. Lines whose probing, interface and addressing stay keep what they know.
+    /// A config takes effect.
     fn take(&mut self, config: &Arc<Config>, now: Time) {
+        if let Some(before) = &self.config {
+            // A lease is of an interface.
+            let moved = |name: &WanName| {
+                let (old, new) = (before.wans.get(name), config.wans.get(name));
+                old.zip(new).is_some_and(|(old, new)| old.interface != new.interface)
+            };
+            self.leases.forget(moved);
+        }
+        let effective = lease::effective(config, &self.leases);
+        self.written = (!Arc::ptr_eq(config, &effective)).then(|| Arc::clone(config));
+        self.adopt(&effective, now);
+    }
+
+    /// Something about the lease of a line changed. True if other addresses come of it.
+    fn follow_lease(&mut self, wan: &WanName, family: Family, now: Time, notices: &mut Vec<Notice>) -> bool {
+        let Some(written) = &self.written else { return false };
+        if !written.wans.get(wan).is_some_and(|wan| wan.is_leased(family)) {
+            return false;
+        }
+        let (lease, why) = match self.leases.usable(written, wan, family) {
+            Ok(lease) => (Some(lease.clone()), None),
+            Err(why) => (None, Some(why)),
+        };
+        notices.push(Notice::Lease { wan: wan.clone(), family, lease, why });
+        let effective = lease::effective(written, &self.leases);
+        if self.config.as_ref() != Some(&effective) {
+            self.adopt(&effective, now);
+            return true;
+        }
+        self.follow_carriers(now);
+        false
+    }
+
+    fn lease_status(&self, line: &Line, family: Family) -> LeaseStatus {
+        let held = self.leases.get(&line.name, family);
+        let (lease, until) = match held.map(|held| &held.grant) {
+            Some(Grant::Held { lease, until }) => (Some(lease.clone()), Some(*until)),
+            Some(Grant::Gone(_)) | None => (None, None),
+        };
+        LeaseStatus { lease, until, since: held.map(|held| held.since), why: line.no_lease.clone() }
+    }
+
+    /// Lines whose probing, interface and addressing stay keep what they know.
+    fn adopt(&mut self, config: &Arc<Config>, now: Time) {
         let mut old = std::mem::take(&mut self.lines);
         for wan in config.wans.values() {
-            for family in Family::ALL {
-                if wan.gateway(family).is_none() || wan.source(family).is_none() {
-                    continue;
+            for family in Family::ALL.into_iter().filter(|family| wan.carries(*family)) {
+                let before = old.remove(&(wan.id, family));
+                if before.as_ref().is_some_and(|line| line.wan.gateway(family) != wan.gateway(family)) {
+                    self.macs.remove(&(wan.id, family));
                 }
-                let kept = old.remove(&(wan.id, family)).filter(|line| line.serves(wan));
+                let kept = before.filter(|line| line.serves(wan, family));
                 let mut line = kept.unwrap_or_else(|| Line::new(wan, family, now));
                 line.wan = wan.clone();
                 line.name = wan.name.clone();
@@ -337,20 +415,26 @@ impl Router {
         self.follow_carriers(now);
     }
 
-    /// Starts and stops monitors by what the links say.
+    /// Starts and stops monitors by what the links and the leases say.
     fn follow_carriers(&mut self, now: Time) {
+        if let Some(config) = &self.config {
+            for ((_, family), line) in &mut self.lines {
+                let waits = line.wan.is_leased(*family) && !line.wan.has_address(*family);
+                line.no_lease = if waits { self.leases.usable(config, &line.name, *family).err() } else { None };
+            }
+        }
+        self.targets_changed = true;
         let Some(links) = &self.links else { return };
         if !self.in_force {
             return;
         }
         for line in self.lines.values_mut() {
-            if links.has_carrier(&line.wan.interface) {
+            if links.has_carrier(&line.wan.interface) && line.no_lease.is_none() {
                 line.monitor.start(now);
             } else {
                 line.monitor.stop();
             }
         }
-        self.targets_changed = true;
         if matches!(self.settling, Settling::Waiting) && self.config.is_some() {
             // The time the slowest target needs to be found silent.
             let slowest = self.lines.values().map(|line| {
@@ -470,7 +554,9 @@ impl Router {
         let service = |id: &WanId| lines.get(&(*id, family)).is_some_and(Line::in_service);
         let lost: BTreeSet<WanId> = seen
             .iter()
-            .filter(|(id, seen)| matches!(seen, Seen::NoCarrier | Seen::Probed(Verdict::Silent)) && service(id))
+            .filter(|(id, seen)| {
+                matches!(seen, Seen::NoCarrier | Seen::NoLease | Seen::Probed(Verdict::Silent)) && service(id)
+            })
             .map(|(id, _)| *id)
             .collect();
         let recent: BTreeSet<WanId> = fate.recent().chain(lost.iter().copied()).collect();
@@ -517,7 +603,7 @@ impl Router {
             }
             line.silent_since = None;
             if lost.contains(&id) {
-                fate.lost(id, seen == Seen::NoCarrier, now);
+                fate.lost(id, matches!(seen, Seen::NoCarrier | Seen::NoLease), now);
                 line.failovers += 1;
                 line.damping.flap(&line.wan.probe, now);
             }
@@ -654,6 +740,9 @@ struct Line {
     silent_since: Option<Time>,
     /// Down because an operator said so.
     tested: bool,
+    /// Why there is no lease to use; `None` where there is one, or where none is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    no_lease: Option<String>,
     failovers: u64,
     /// What its last change and its last loss rested on. Nothing is decided by them.
     #[serde(skip)]
@@ -666,6 +755,7 @@ struct Line {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Seen {
     NoCarrier,
+    NoLease,
     FailTest,
     Probed(Verdict),
     /// Its probes are answered well, its traffic is not.
@@ -685,20 +775,26 @@ impl Line {
             hold_until: None,
             silent_since: None,
             tested: false,
+            no_lease: None,
             failovers: 0,
             changed: None,
             lost: None,
         }
     }
 
-    /// What was learnt about this line holds for `wan` as well.
-    fn serves(&self, wan: &config::model::Wan) -> bool {
-        self.wan.interface == wan.interface && self.wan.probe == wan.probe && self.wan.addressing == wan.addressing
+    /// What was learnt about this line holds for `wan` as well. A line whose lease came or went is the same line.
+    fn serves(&self, wan: &config::model::Wan, family: Family) -> bool {
+        let waits = !self.wan.has_address(family) || !wan.has_address(family);
+        let gateway = |wan: &config::model::Wan| wan.gateway(family);
+        let same = gateway(&self.wan) == gateway(wan) && addresses(&self.wan, family).eq(addresses(wan, family));
+        self.wan.interface == wan.interface && self.wan.probe == wan.probe && (same || waits)
     }
 
     fn seen(&self, links: &Links, fail_test: bool, fault: Option<Fault>) -> Seen {
         if !links.has_carrier(&self.wan.interface) {
             Seen::NoCarrier
+        } else if self.no_lease.is_some() {
+            Seen::NoLease
         } else if fail_test {
             Seen::FailTest
         } else {
@@ -720,7 +816,7 @@ impl Line {
     fn become_seen(&mut self, seen: Seen, family: Family, now: Time) -> Option<Notice> {
         let health = match seen {
             Seen::NoCarrier => Health::NoCarrier,
-            Seen::FailTest | Seen::Probed(Verdict::Silent) => Health::Down,
+            Seen::NoLease | Seen::FailTest | Seen::Probed(Verdict::Silent) => Health::Down,
             // A line in use is never less judged than it was.
             Seen::Probed(Verdict::Unjudged) if self.in_service() || self.health == Health::Down => self.health,
             Seen::Probed(Verdict::Unjudged) => Health::Unknown,
@@ -730,6 +826,9 @@ impl Line {
         self.tested = seen == Seen::FailTest;
         let from = self.health;
         if from == health {
+            if let (Seen::NoLease, Some(why)) = (seen, &self.no_lease) {
+                self.why.clone_from(why);
+            }
             return None;
         }
         self.why = self.explain(seen, health, now);
@@ -764,6 +863,7 @@ impl Line {
         let probes = self.monitor.why(now);
         match seen {
             Seen::NoCarrier => format!("interface {} is missing, down or without carrier", self.wan.interface),
+            Seen::NoLease => self.no_lease.clone().unwrap_or_default(),
             Seen::FailTest => "declared down by an operator's fail-test".to_owned(),
             Seen::Probed(Verdict::Unjudged) => format!("carrier is there; {probes}"),
             Seen::Faulty(fault) if to != Health::Held => format!("{probes}, but {fault}"),
@@ -812,6 +912,7 @@ fn evidence(
     let burst = |targets: &[Sight]| targets.iter().filter_map(|sight| sight.silent).min().unwrap_or_default();
     let ground = match seen {
         Seen::NoCarrier => Ground::Carrier,
+        Seen::NoLease => Ground::Lease,
         Seen::FailTest => Ground::FailTest,
         Seen::Faulty(_) => Ground::Traffic,
         Seen::Probed(Verdict::Silent) => match line.monitor.convicted() {
@@ -821,6 +922,10 @@ fn evidence(
         Seen::Probed(Verdict::Good | Verdict::Degraded | Verdict::Unjudged) => Ground::Probes,
     };
     Some(Evidence { at: now, from, to: line.health, ground, targets, others: Vec::new(), blame: None })
+}
+
+fn addresses(wan: &config::model::Wan, family: Family) -> impl Iterator<Item = &ipnet::IpNet> {
+    wan.addressing.addresses.iter().filter(move |net| Family::of(net.addr()) == family)
 }
 
 fn outage_notice(
@@ -902,6 +1007,21 @@ pub struct LineStatus {
     /// What its last loss rests on.
     #[serde(default)]
     pub lost: Option<Evidence>,
+    /// Only where its addresses are leased.
+    #[serde(default)]
+    pub lease: Option<LeaseStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// What is granted, usable or not.
+    pub lease: Option<Lease>,
+    /// When it ends.
+    pub until: Option<Time>,
+    /// Since when it is what it is.
+    pub since: Option<Time>,
+    /// Why there is none that can be used.
+    pub why: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -947,5 +1067,7 @@ pub struct LineUse {
     pub buckets: u16,
 }
 
+#[cfg(test)]
+mod lease_tests;
 #[cfg(test)]
 mod tests;

@@ -374,6 +374,7 @@ impl World {
             | Notice::PolicyUses { .. }
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
+            | Notice::Lease { .. }
             | Notice::Audited { .. }
             | Notice::AuditEnded { .. } => None,
         })

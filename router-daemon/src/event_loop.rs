@@ -46,6 +46,7 @@ use crate::audits::Audits;
 use crate::counters::DenialSource;
 use crate::happening::{Happenings, What};
 use crate::kernel::watch::{Change, Neighbour};
+use crate::lease::Told;
 use crate::probe::{Heard, Prober};
 use crate::reconcile::{self, Look, Progress, Wanted};
 
@@ -88,6 +89,10 @@ pub struct Parts {
     pub asks: mpsc::Receiver<Ask>,
     /// What the packet path noticed of the lines.
     pub noticed: mpsc::Receiver<Event>,
+    /// What becomes of the leases of lines.
+    pub leases: mpsc::Receiver<Told>,
+    /// Those of before the start that still hold.
+    pub kept_leases: Vec<Told>,
     pub reconciler: reconcile::Handle,
     pub flows: Flows,
     /// Told the config in force.
@@ -112,6 +117,8 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         mut changes,
         asks,
         noticed,
+        leases,
+        kept_leases,
         reconciler,
         flows,
         config,
@@ -136,6 +143,8 @@ pub async fn run(parts: Parts) -> io::Result<()> {
         reconciler,
         serial: 0,
         wanted: None,
+        effective: None,
+        doomed_after: None,
         accepted: None,
         starting: None,
         applying: None,
@@ -163,8 +172,13 @@ pub async fn run(parts: Parts) -> io::Result<()> {
     if let Ok(Some(change)) = tokio::time::timeout(FIRST_LINKS, changes.recv()).await {
         core.change(change);
     }
+    // Before the config: what a line had it still has.
+    for told in kept_leases {
+        core.event(&told.event(core.zero));
+    }
     core.start();
-    let mut inputs = Sources { changes, noticed, progress, asks, nexts, hang_up, terminate, interrupt }.merged();
+    let mut inputs =
+        Sources { changes, noticed, leases, progress, asks, nexts, hang_up, terminate, interrupt }.merged();
     loop {
         let deadline = core.recorder.router().deadline();
         let due = core.instant(deadline, core.now());
@@ -187,6 +201,7 @@ pub async fn run(parts: Parts) -> io::Result<()> {
                     core.samples.notice(&event);
                     core.event(&event);
                 }
+                Input::Lease(told) => core.event(&told.event(core.zero)),
                 Input::Progress(progress) => core.progressed(&progress),
                 Input::Ask(ask) => core.ask(ask),
                 Input::Next(next) => next(&mut core),
@@ -215,7 +230,11 @@ struct Core {
     reconciler: reconcile::Handle,
     serial: u64,
     wanted: Option<Arc<KernelState>>,
-    /// The config in force.
+    /// The config in force with what the leases say, as the others know it.
+    effective: Option<Arc<Config>>,
+    /// Flows are to be judged by it once the kernel has this serial.
+    doomed_after: Option<u64>,
+    /// The config in force, as it is written.
     accepted: Option<Accepted>,
     starting: Option<apply::Starting>,
     applying: Option<apply::Applying>,
@@ -305,6 +324,7 @@ impl Core {
         let Stepped { notices, probes } = self.recorder.step(event, now);
         // The wanted state first: a failover does not wait for the probes that are due with it.
         self.publish();
+        self.follow_config(event);
         for probe in &probes {
             self.prober.send(probe);
         }
@@ -321,7 +341,8 @@ impl Core {
                 | Notice::IspOutage { .. }
                 | Notice::PolicyUses { .. }
                 | Notice::Configured { .. }
-                | Notice::GatewayMac { .. } => {}
+                | Notice::GatewayMac { .. }
+                | Notice::Lease { .. } => {}
             }
         }
         let lines = self.recorder.take_lines();
@@ -332,6 +353,42 @@ impl Core {
                 journal.flush();
             }
         }
+    }
+
+    /// Leases make another config of the operator's, at any time.
+    fn follow_config(&mut self, event: &Event) {
+        let Some(config) = self.recorder.router().config() else { return };
+        if self.effective.as_ref().is_some_and(|before| Arc::ptr_eq(before, config)) {
+            return;
+        }
+        let config = Arc::clone(config);
+        self.prober.configure(&config);
+        if self.accepted.is_some() {
+            self.config.send_replace(Some(Arc::clone(&config)));
+        }
+        self.effective = Some(config);
+        // What an apply dooms is judged when it is done.
+        if !matches!(event, Event::Config(_)) {
+            self.doomed_after = Some(self.serial);
+            self.end_doomed();
+        }
+    }
+
+    /// Ends the flows whose address went with a lease, once the kernel has what came of it.
+    fn end_doomed(&mut self) {
+        let reached = {
+            let progress = self.reconciler.progress.borrow();
+            progress.passes > 0 && self.doomed_after.is_some_and(|serial| progress.serial >= serial)
+        };
+        let Some(config) = self.effective.clone().filter(|_| reached) else { return };
+        self.doomed_after = None;
+        let flows = self.flows.clone();
+        self.tasks.spawn(async move {
+            match flows.end_doomed(config).await {
+                Ok(ended) => info!(ended, "flows judged by the leases there are"),
+                Err(error) => warn!(%error, "flows of an address that is gone may live on"),
+            }
+        });
     }
 
     fn publish(&mut self) {
@@ -357,10 +414,9 @@ impl Core {
 
     /// Only gateways matter. A probe of one is answered here too.
     fn neighbour(&mut self, neighbour: &Neighbour) {
-        let Some(accepted) = &self.accepted else { return };
+        let Some(config) = &self.effective else { return };
         let family = Family::of(neighbour.address);
-        let gateway_of = accepted
-            .config
+        let gateway_of = config
             .wans
             .values()
             .find(|wan| wan.interface == neighbour.link && wan.gateway(family) == Some(neighbour.address));
@@ -437,7 +493,7 @@ impl Core {
     fn view(&self) -> View {
         let router = self.recorder.router();
         View {
-            config: self.accepted.as_ref().map(|accepted| Arc::clone(&accepted.config)),
+            config: router.config().filter(|_| self.accepted.is_some()).cloned(),
             text: self.accepted.as_ref().map_or_else(|| Arc::from(""), |accepted| Arc::clone(&accepted.text)),
             wanted: router.wanted(),
             snapshot: router.snapshot(self.now()),
@@ -531,6 +587,8 @@ fn log(notice: &Notice) {
             let mac = mac.map(|bytes| bytes.map(|byte| format!("{byte:02x}")).join(":"));
             info!(%wan, %family, mac, "the gateway's MAC changed");
         }
+        Notice::Lease { wan, family, lease: Some(lease), .. } => info!(%wan, %family, %lease, "another lease"),
+        Notice::Lease { wan, family, lease: None, why } => warn!(%wan, %family, why, "the line has no lease"),
         Notice::Audited { pair, span } => warn!(%pair, ?span, "an audit lets pass what no entry of this cell allows"),
         Notice::AuditEnded { pair, why } => info!(%pair, why = why.told(), "the audit has ended"),
     }

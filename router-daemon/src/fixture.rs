@@ -481,6 +481,7 @@ fn line(health: Health, share: f64, rtt: Option<Duration>) -> LineStatus {
             jitter: rtt.map(|rtt| rtt / 10),
             loss_pct: if rtt.is_some() { 0.0 } else { 100.0 },
         }],
+        lease: None,
         gateway_mac: None,
         changed: None,
         lost: None,

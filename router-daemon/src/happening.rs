@@ -131,6 +131,14 @@ pub enum What {
     Audit { cell: String, seconds: Option<u64>, ended: Option<String> },
     /// A program that the router runs fails, and why; or runs again.
     Component { component: String, running: bool, why: Option<String> },
+    /// A line got other addresses from its provider (`lease`); or there are none to use, and why.
+    Lease {
+        #[schemars(with = "String")]
+        wan: WanName,
+        family: Family,
+        lease: Option<String>,
+        reason: Option<String>,
+    },
 }
 
 impl What {
@@ -150,6 +158,9 @@ impl What {
             }
             Notice::AuditEnded { pair, why } => {
                 Self::Audit { cell: pair.to_string(), seconds: None, ended: Some(why.told().to_owned()) }
+            }
+            Notice::Lease { wan, family, lease, why } => {
+                Self::Lease { wan, family, lease: lease.map(|lease| lease.to_string()), reason: why }
             }
             Notice::Configured { .. } => return None,
         })
@@ -174,6 +185,7 @@ impl What {
             Self::FastPath { .. } => EventKind::FastPath,
             Self::Audit { .. } => EventKind::Audit,
             Self::Component { .. } => EventKind::Component,
+            Self::Lease { .. } => EventKind::Lease,
         }
     }
 
@@ -207,6 +219,7 @@ impl What {
             | Self::Drift { .. }
             | Self::Audit { ended: None, .. }
             | Self::Component { running: false, .. }
+            | Self::Lease { lease: None, .. }
             | Self::FastPath { on: false, reason: Some(_) } => Severity::Warning,
             Self::Policy { .. }
             | Self::Target { bad: false, .. }
@@ -215,6 +228,7 @@ impl What {
             | Self::Confirmed { .. }
             | Self::Audit { .. }
             | Self::Component { .. }
+            | Self::Lease { .. }
             | Self::FastPath { .. } => Severity::Notice,
             Self::Gateway { .. } => Severity::Info,
         }
@@ -259,6 +273,10 @@ impl fmt::Display for What {
             Self::FastPath { on: true, .. } => f.write_str("the fast path is on"),
             Self::FastPath { on: false, reason: Some(reason) } => write!(f, "there is no fast path: {reason}"),
             Self::FastPath { on: false, reason: None } => f.write_str("the fast path is off"),
+            Self::Lease { wan, family, lease: Some(lease), .. } => write!(f, "{wan} {family} has the lease {lease}"),
+            Self::Lease { wan, family, lease: None, reason } => {
+                write!(f, "{wan} {family} has no lease to use: {}", reason.as_deref().unwrap_or("no lease yet"))
+            }
             Self::Audit { cell, ended: Some(why), .. } => write!(f, "the audit of {cell} has ended: {why}"),
             Self::Audit { cell, seconds, ended: None } => {
                 write!(f, "what no entry of {cell} allows passes for {} s", seconds.unwrap_or_default())
@@ -391,7 +409,7 @@ mod tests {
             What::Policy { policy: "all".parse().unwrap(), family, uses: vec![] },
             What::Target { target: String::new(), bad: false },
             What::Outage { family, outage: true, wans: vec![] },
-            What::Gateway { wan, family, mac: None },
+            What::Gateway { wan: wan.clone(), family, mac: None },
             What::Applied {
                 digest: digest.clone(),
                 history_number: None,
@@ -407,6 +425,7 @@ mod tests {
             What::FastPath { on: true, reason: None },
             What::Audit { cell: "office->guests".to_owned(), seconds: Some(600), ended: None },
             What::Component { component: "chrony".to_owned(), running: false, why: None },
+            What::Lease { wan, family, lease: None, reason: Some("lease expired".to_owned()) },
         ];
         let kinds: Vec<_> = every.iter().map(What::kind).collect();
         assert_eq!(kinds, EventKind::ALL);

@@ -20,6 +20,7 @@ pub mod history;
 pub mod import;
 pub mod journald;
 pub mod kernel;
+pub mod lease;
 pub mod metrics;
 pub mod outside;
 pub mod passive;

@@ -44,7 +44,7 @@ pub struct Prober {
     /// Gateways that were asked to show themselves.
     asked: Vec<Asked>,
     /// One task for each connection under way.
-    tasks: JoinSet<()>,
+    tasks: BTreeMap<WanId, JoinSet<()>>,
     slots: Arc<Semaphore>,
     tls: Option<Arc<tokio_rustls::rustls::ClientConfig>>,
 }
@@ -60,7 +60,7 @@ impl Prober {
             asker: Asker::default(),
             asked: Vec::new(),
             replies,
-            tasks: JoinSet::new(),
+            tasks: BTreeMap::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             tls: None,
         }
@@ -88,10 +88,11 @@ impl Prober {
         if lines == self.lines {
             return;
         }
-        self.tasks.abort_all();
-        self.asked.clear();
         let before = std::mem::replace(&mut self.lines, lines);
-        self.pingers.retain(|(wan, _), _| before.get(wan) == self.lines.get(wan));
+        let same = |wan: &WanId| before.get(wan) == self.lines.get(wan);
+        self.tasks.retain(|wan, _| same(wan));
+        self.asked.retain(|asked| same(&asked.probe.wan));
+        self.pingers.retain(|(wan, _), _| same(wan));
     }
 
     /// Gateways are asked by the index of their link.
@@ -101,7 +102,6 @@ impl Prober {
 
     /// Sends one probe. Never waits.
     pub fn send(&mut self, probe: &Probe) {
-        while self.tasks.try_join_next().is_some() {}
         let Some(line) = self.lines.get(&probe.wan) else { return };
         let Some(target) = line.targets.get(probe.target) else { return };
         match &target.kind {
@@ -132,7 +132,9 @@ impl Prober {
                 let line = line.clone();
                 let target = target.clone();
                 let (probe, replies) = (probe.clone(), self.replies.clone());
-                self.tasks.spawn(ask(line, target, tls, probe, replies, slot));
+                let tasks = self.tasks.entry(probe.wan).or_default();
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn(ask(line, target, tls, probe, replies, slot));
             }
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use config::Config;
+use config::model::LineRoute;
 use config::units::{Family, IfName, Mark, TableId};
 use ipnet::IpNet;
 
@@ -46,6 +47,16 @@ pub(super) fn routes(
         for net in &wan.addressing.addresses {
             let connected = NextHop::Direct { link: wan.interface.clone(), source: Some(net.addr()) };
             routes.entry(key(Family::of(net.addr()), wan.id.table(), net.trunc())).or_insert(connected);
+        }
+        for LineRoute { destination, gateway } in &wan.addressing.routes {
+            let family = Family::of(destination.addr());
+            let Some(source) = wan.source(family) else { continue };
+            let (link, source) = (wan.interface.clone(), Some(source));
+            let hop = match *gateway {
+                Some(gateway) => NextHop::Gateway { link, gateway, source },
+                None => NextHop::Direct { link, source },
+            };
+            routes.entry(key(family, wan.id.table(), destination.trunc())).or_insert(hop);
         }
     }
     routes

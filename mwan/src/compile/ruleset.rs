@@ -292,6 +292,10 @@ impl Table<'_> {
             policy_mark(PolicyId::PROBES)
         ));
         own.push("oifname \"lo\" accept".to_owned());
+        // A client of DHCP talks to the server of its own line, wherever that is.
+        let leased: Vec<_> = self.config.wans.values().filter(|wan| wan.is_leased(Family::V4)).collect();
+        let leased: Vec<_> = leased.iter().map(|wan| format!("\"{}\"", wan.interface)).collect();
+        own.extend(rule("oifname", &leased, "udp sport 68 udp dport 67 accept"));
         own.push(format!("meta mark & {:#010x} != 0x00000000 accept", Mark::WAN_MASK));
         // Neighbour discovery belongs to the interface it is about, also when it is unicast to a gateway.
         own.push(format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-solicit, nd-router-advert }} accept"));
@@ -410,6 +414,13 @@ impl Table<'_> {
         );
         for wan in self.config.wans.values() {
             let mut rules = vec!["jump wan_basics".to_owned()];
+            // The client has no flow of its own before it has an address.
+            if wan.is_leased(Family::V4) {
+                rules.push("meta nfproto ipv4 udp sport 67 udp dport 68 accept".to_owned());
+            }
+            if wan.is_leased(Family::V6) {
+                rules.push("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept".to_owned());
+            }
             rules.extend(input_rules(&wan.input));
             rules.push("goto deny_in".to_owned());
             self.chain(&format!("win_{}", wan.id), rules);
@@ -422,8 +433,6 @@ impl Table<'_> {
                     "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept"
                         .to_owned(),
                     format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-advert }} ip6 hoplimit 255 accept"),
-                    "meta nfproto ipv4 udp sport 67 udp dport 68 accept".to_owned(),
-                    "ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept".to_owned(),
                 ],
             );
         }

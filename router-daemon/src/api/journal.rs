@@ -54,6 +54,8 @@ impl fmt::Display for JournalLine {
             What::Silence { wan, flows, span } => {
                 Some(format!("line {wan} brought nothing back to {flows} flows for {} ms", span.as_millis()))
             }
+            What::Lease { wan, family, held: true } => Some(format!("a lease of {wan} {family}")),
+            What::Lease { wan, family, held: false } => Some(format!("{wan} {family} has lost its lease")),
             What::Traffic => Some("the lines' traffic was compared".to_owned()),
             What::InForce => Some("the kernel has the configuration; probing begins".to_owned()),
             What::Links => Some("links changed".to_owned()),
@@ -68,6 +70,7 @@ impl fmt::Display for JournalLine {
                 | What::Links
                 | What::Neighbour
                 | What::Traffic
+                | What::Lease { .. }
                 | What::Timeout { .. }
                 | What::Checkpoint { .. }
         );

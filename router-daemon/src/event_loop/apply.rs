@@ -200,8 +200,8 @@ impl Core {
     ) {
         let How { message, confirm_milliseconds, guard_milliseconds, force, session } = how;
         let cut = session.and_then(|session| {
-            let old = self.accepted.as_ref().map(|accepted| &*accepted.config);
-            session.cut_by(old, &accepted.config)
+            let old = self.effective.as_deref().filter(|_| self.accepted.is_some());
+            session.cut_by(old, &self.recorder.router().with_leases(&accepted.config))
         });
         if let Some(cut) = cut
             && !force
@@ -242,8 +242,9 @@ impl Core {
         let compiled = aside(move || {
             let accepted = Accepted::new("site.toml", &text)?;
             drop(other.handle(&Event::Config(Arc::clone(&accepted.config)), now));
-            let want = other.wanted().ok_or_else(|| Refusal::new("busy", "the links are not known yet"))?;
-            Ok((accepted, want))
+            let known = other.wanted().zip(other.config().cloned());
+            let (want, config) = known.ok_or_else(|| Refusal::new("busy", "the links are not known yet"))?;
+            Ok((accepted.warnings, config, want))
         });
         let looks = self.reconciler.looks.clone();
         let flows = self.flows.clone();
@@ -251,16 +252,16 @@ impl Core {
             let (seen_tx, seen) = oneshot::channel();
             let gone = || Refusal::new("kernel", "the reconciler ended");
             let report = async {
-                let (accepted, want) = compiled.await?;
+                let (warnings, config, want) = compiled.await?;
                 let look = Look { want: Arc::clone(&want), reply: seen_tx };
                 looks.send(look).await.map_err(|_gone| gone())?;
                 let found = seen.await.map_err(|_gone| gone())?;
                 let found = found.map_err(|error| Refusal::new("kernel", error.to_string()))?;
-                let doomed = flows.count_doomed(accepted.config).await;
+                let doomed = flows.count_doomed(config).await;
                 let flows_that_die =
                     doomed.map_err(|error| Refusal::new("kernel", format!("cannot read flows: {error}")))?;
                 let steps = aside(move || Ok(found.plan_to(&want))).await?;
-                Ok(PlanReport { steps, flows_that_die, warnings: accepted.warnings })
+                Ok(PlanReport { steps, flows_that_die, warnings })
             };
             answer(reply, report.await);
         });
@@ -289,9 +290,7 @@ impl Core {
 
     /// Puts a config in force.
     pub(super) fn take(&mut self, accepted: Accepted) {
-        self.prober.configure(&accepted.config);
         self.samples.begin_anew();
-        self.config.send_replace(Some(Arc::clone(&accepted.config)));
         let event = Event::Config(Arc::clone(&accepted.config));
         self.accepted = Some(accepted);
         self.event(&event);
@@ -305,6 +304,7 @@ impl Core {
                 self.event(&Event::InForce);
             }
         }
+        self.end_doomed();
         if progress.drift_repaired > self.repaired {
             self.repaired = progress.drift_repaired;
             self.happenings.tell(What::Drift { repairs: progress.repairs.clone() });
@@ -405,6 +405,7 @@ impl Core {
         let left = left.filter(|_| !self.is_guarded());
         let confirm_milliseconds = left.and_then(|left| u64::try_from(left.as_millis()).ok());
         let (site, flows) = (self.site.clone(), self.flows.clone());
+        let effective = self.recorder.router().with_leases(&accepted.config);
         let (text, asked) = (Arc::clone(&accepted.text), !told.is_empty());
         let (author, message) = (order.author.to_string(), order.message.clone());
         let happenings = self.happenings.clone();
@@ -446,7 +447,7 @@ impl Core {
                     report.warnings.push(format!("it is in force, and could not be kept for the next start: {error}"));
                 }
             }
-            match flows.end_doomed(accepted.config).await {
+            match flows.end_doomed(effective).await {
                 Ok(ended) => report.flows_ended = ended,
                 Err(error) => report.warnings.push(format!("flows that it denies may live on: {error}")),
             }

@@ -13,12 +13,15 @@ use tokio::time::MissedTickBehavior;
 use super::Next;
 use crate::ask::Ask;
 use crate::kernel::watch::Change;
+use crate::lease::Told;
 use crate::reconcile::Progress;
 
 pub(super) enum Input {
     Change(Change),
     /// What the packet path noticed of the lines.
     Noticed(Event),
+    /// What became of the lease of a line.
+    Lease(Told),
     Progress(Progress),
     Ask(Ask),
     Next(Next),
@@ -36,6 +39,7 @@ pub(super) type Inputs = SelectAll<BoxStream<'static, Input>>;
 pub(super) struct Sources {
     pub(super) changes: mpsc::Receiver<Change>,
     pub(super) noticed: mpsc::Receiver<Event>,
+    pub(super) leases: mpsc::Receiver<Told>,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) asks: mpsc::Receiver<Ask>,
     pub(super) nexts: mpsc::Receiver<Next>,
@@ -57,6 +61,7 @@ impl Sources {
         SelectAll::from_iter([
             received(self.changes, Input::Change).chain(gone("the watch on the kernel")).boxed(),
             received(self.noticed, Input::Noticed).boxed(),
+            received(self.leases, Input::Lease).boxed(),
             progress.chain(gone("the reconciler")).boxed(),
             received(self.asks, Input::Ask).boxed(),
             received(self.nexts, Input::Next).boxed(),

@@ -1,5 +1,7 @@
 //! The loop over a fake kernel: an apply is a transaction.
 
+mod leases;
+
 use std::fs;
 use std::io;
 use std::sync::Mutex;
@@ -574,6 +576,7 @@ struct Bench {
     ended: Arc<Mutex<Vec<String>>>,
     denied: Refused,
     noticed: mpsc::Sender<Event>,
+    leases: mpsc::Sender<Told>,
     happenings: Happenings,
     told: tokio::sync::broadcast::Receiver<Arc<Happening>>,
     running: tokio::task::JoinHandle<io::Result<()>>,
@@ -588,10 +591,10 @@ impl Bench {
         }
         let (kernel, ended, denied) = (FakeKernel::default(), Arc::default(), Refused::new());
         let happenings = Happenings::default();
-        let begun = begin(&site, &kernel, &ended, &denied, &happenings, folder.path());
-        let (asks, changes, noticed, running) = begun;
+        let begun = begin(&site, &kernel, &ended, &denied, &happenings, folder.path(), Vec::new());
+        let (asks, changes, noticed, leases, running) = begun;
         let told = happenings.follow();
-        Self { folder, site, kernel, asks, changes, ended, denied, noticed, happenings, told, running }
+        Self { folder, site, kernel, asks, changes, ended, denied, noticed, leases, happenings, told, running }
     }
 
     /// One that has been up for some time.
@@ -660,12 +663,17 @@ impl Bench {
     }
 
     async fn restart_after(&mut self, pause: Duration) {
+        self.restart_with(pause, Vec::new()).await;
+    }
+
+    async fn restart_with(&mut self, pause: Duration, kept: Vec<Told>) {
         self.running.abort();
         (&mut self.running).await.unwrap_err();
         tokio::time::sleep(pause).await;
         self.kernel.take_applied();
-        let begun = begin(&self.site, &self.kernel, &self.ended, &self.denied, &self.happenings, self.folder.path());
-        (self.asks, self.changes, self.noticed, self.running) = begun;
+        let Self { site, kernel, ended, denied, happenings, folder, .. } = &*self;
+        let begun = begin(site, kernel, ended, denied, happenings, folder.path(), kept);
+        (self.asks, self.changes, self.noticed, self.leases, self.running) = begun;
     }
 
     /// Ends as a daemon does that lost a part; what is left is its folder.
@@ -740,7 +748,8 @@ impl Bench {
                 | What::Gateway { .. }
                 | What::FastPath { .. }
                 | What::Audit { .. }
-                | What::Component { .. } => {}
+                | What::Component { .. }
+                | What::Lease { .. } => {}
             }
         }
     }
@@ -761,7 +770,13 @@ impl Bench {
     }
 }
 
-type Begun = (mpsc::Sender<Ask>, mpsc::Sender<Change>, mpsc::Sender<Event>, tokio::task::JoinHandle<io::Result<()>>);
+type Begun = (
+    mpsc::Sender<Ask>,
+    mpsc::Sender<Change>,
+    mpsc::Sender<Event>,
+    mpsc::Sender<Told>,
+    tokio::task::JoinHandle<io::Result<()>>,
+);
 
 fn begin(
     site: &Site,
@@ -770,10 +785,12 @@ fn begin(
     denied: &Refused,
     happenings: &Happenings,
     folder: &std::path::Path,
+    kept_leases: Vec<Told>,
 ) -> Begun {
     let (asks_tx, asks) = mpsc::channel(8);
     let (changes_tx, changes) = mpsc::channel(8);
     let (noticed_tx, noticed) = mpsc::channel(8);
+    let (leases_tx, leases) = mpsc::channel(8);
     changes_tx.try_send(Change::Links(links())).unwrap();
     let (reconciler, handle) = Reconciler::new(kernel.clone());
     let mut tasks = JoinSet::new();
@@ -790,6 +807,8 @@ fn begin(
     let parts = Parts {
         alarm: Alarm::of_tokio(),
         noticed,
+        leases,
+        kept_leases,
         changes,
         asks,
         reconciler: handle,
@@ -802,7 +821,7 @@ fn begin(
         journal: Some(JournalFile::with_limit(&folder.join("journal"), 10_000).unwrap()),
         tasks,
     };
-    (asks_tx, changes_tx, noticed_tx, tokio::spawn(run(parts)))
+    (asks_tx, changes_tx, noticed_tx, leases_tx, tokio::spawn(run(parts)))
 }
 
 fn links() -> Links {
