@@ -15,6 +15,7 @@ pub mod dns;
 pub mod ntp;
 mod ra;
 pub mod tls_offload;
+pub mod wan_dhcp;
 
 /// Where components have their folders.
 #[derive(Debug, Clone)]

@@ -34,6 +34,7 @@ use router_daemon::service;
 use router_daemon::service::component::{Components, Supervisor, Timing};
 use router_daemon::service::dns;
 use router_daemon::service::tls_offload::{self, Offloads};
+use router_daemon::service::wan_dhcp;
 use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -44,6 +45,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
+    if let Some(code) = wan_dhcp::called() {
+        return code;
+    }
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // Whoever reads our log may be slow (a disk that stands still); the loop does not wait for it. What is still on its
@@ -206,6 +210,9 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let places = service::Places { run: arguments.run.clone(), state: arguments.state.clone() };
     let told_of_components = service::Told::default();
     let told_there = told_of_components.clone();
+    let kept_leases = wan_dhcp::kept(&places);
+    let (leases_tx, leases) = mpsc::channel(64);
+    wan_dhcp::start(places.clone(), config_in_force.clone(), leases_tx).context("cannot start the thread of leases")?;
     let last_component = supervisor
         .start(config_in_force.clone(), move |config| service::components(config, &places, &told_there))
         .context("cannot start the thread of the components")?;
@@ -265,6 +272,8 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         changes,
         asks,
         noticed,
+        leases,
+        kept_leases,
         reconciler: handle,
         flows: Flows::new(doomed_flows),
         config,

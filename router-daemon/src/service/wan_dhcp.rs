@@ -1,0 +1,166 @@
+//! Leases of lines: a dhcpcd for each line with `method = "dhcp"`, which only reports. It is told to configure nothing; what
+//! it learns comes here, goes to the loop, and is put into the kernel by the way that everything takes.
+//!
+//! ```text
+//!   dhcpcd ──runs `lease-hook` for each event──▶ routerd under another name (hook.rs) ──▶ leases.sock
+//!                                                                                            │ report.rs: what it says
+//!     the loop ◀── Told ── leases.json: what holds, for the next start (keep.rs) ◀───────────┘
+//! ```
+//!
+//! The hook is a link to routerd's own program. A report that is not understood is logged and changes nothing, so that a
+//! line keeps what it has. A lease ends at its time, whoever lives then: its end goes to the loop with it.
+
+mod hook;
+mod keep;
+mod report;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use config::Config;
+use config::model::{Method, Wan};
+use tokio::net::UnixDatagram;
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+pub use self::hook::called;
+use self::keep::Keep;
+use self::report::{Report, Said};
+use super::Places;
+use crate::lease::{News, Told};
+
+/// The leases of before this start that still hold.
+pub fn kept(places: &Places) -> Vec<Told> {
+    keep(places).load().unwrap_or_else(|error| {
+        warn!(%error, "the leases of before are not known: their lines wait for an answer of their servers");
+        Vec::new()
+    })
+}
+
+/// Hears the hooks on a thread of its own, until the loop is gone.
+pub fn start(
+    places: Places,
+    config: watch::Receiver<Option<Arc<Config>>>,
+    leases: mpsc::Sender<Told>,
+) -> io::Result<()> {
+    let socket = bind(&places)?;
+    let listen = move || -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let socket = UnixDatagram::from_std(socket.try_clone()?)?;
+            hear(&socket, &keep(&places), &config, &leases).await
+        })
+    };
+    let listen = move || {
+        loop {
+            match catch_unwind(AssertUnwindSafe(&listen)) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error!(%error, "reports of leases cannot be heard"),
+                Err(_panic) => error!("the thread that hears of leases panicked: it begins anew"),
+            }
+            thread::sleep(BEGIN_ANEW);
+        }
+    };
+    thread::Builder::new().name("leases".to_owned()).spawn(listen)?;
+    Ok(())
+}
+
+fn bind(places: &Places) -> io::Result<std::os::unix::net::UnixDatagram> {
+    let folder = folder(places);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
+    let (socket, hook) = (folder.join(SOCKET), folder.join(HOOK));
+    for old in [&socket, &hook] {
+        match fs::remove_file(old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    symlink(std::env::current_exe()?, hook)?;
+    let bound = std::os::unix::net::UnixDatagram::bind(&socket)?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
+    bound.set_nonblocking(true)?;
+    Ok(bound)
+}
+
+fn folder(places: &Places) -> PathBuf {
+    places.run.join(NAME)
+}
+
+fn keep(places: &Places) -> Keep {
+    Keep::at(places.state.join(NAME))
+}
+
+async fn hear(
+    socket: &UnixDatagram,
+    keep: &Keep,
+    config: &watch::Receiver<Option<Arc<Config>>>,
+    leases: &mpsc::Sender<Told>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; LONGEST];
+    loop {
+        let length = tokio::select! {
+            length = socket.recv(&mut buffer) => length?,
+            () = leases.closed() => return Ok(()),
+        };
+        let told = {
+            let config = config.borrow();
+            config.as_ref().and_then(|config| understood(buffer.get(..length).unwrap_or_default(), config))
+        };
+        let Some(told) = told else { continue };
+        if leases.send(told.clone()).await.is_err() {
+            return Ok(());
+        }
+        // The disk comes last: it may be slow.
+        if let Err(error) = keep.take(&told) {
+            warn!(wan = %told.wan, %error, "the lease cannot be kept: a restart of routerd waits for the server's answer");
+        }
+    }
+}
+
+/// `None`: nothing to tell, or nothing that can be believed.
+fn understood(bytes: &[u8], config: &Config) -> Option<Told> {
+    let Report { interface, family, reason, said } = match report::read(bytes) {
+        Ok(report) => report,
+        Err(malformed) => {
+            warn!(%malformed, "a report of a lease is not understood: it changes nothing");
+            return None;
+        }
+    };
+    let asks = |wan: &&Wan| matches!(wan.method, Method::Dhcp(_)) && wan.interface == interface;
+    let Some(wan) = config.wans.values().find(asks) else {
+        warn!(%interface, %reason, "a report of a lease for an interface that has none: it changes nothing");
+        return None;
+    };
+    let news = match said {
+        Said::Held { lease, span } => {
+            info!(wan = %wan.name, %family, %reason, %lease, ?span, "the server answered");
+            News::Held { lease, until: span.map(|span| Instant::now() + span) }
+        }
+        Said::Gone(why) => {
+            info!(wan = %wan.name, %family, %reason, why = why.told(), "the client has no lease");
+            News::Gone(why)
+        }
+        Said::Nothing => {
+            debug!(wan = %wan.name, %reason, "the client says");
+            return None;
+        }
+    };
+    Some(Told { wan: wan.name.clone(), family, news })
+}
+
+/// Of the component, and of its folders.
+const NAME: &str = "dhcpcd";
+const SOCKET: &str = "leases.sock";
+const HOOK: &str = "lease-hook";
+/// Of a report; longer than any that dhcpcd makes of one packet.
+const LONGEST: usize = 64 << 10;
+const BEGIN_ANEW: Duration = Duration::from_secs(1);
