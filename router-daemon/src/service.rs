@@ -38,6 +38,7 @@ pub fn components(config: &Config, places: &Places, told: &Told) -> Vec<Componen
     let mut all = dhcp::components(config, places, &told.leases);
     all.extend(ra::component(config, places));
     all.extend(ntp::component(config, places, &told.clock));
+    all.extend(wan_dhcp::components(config, places));
     all
 }
 

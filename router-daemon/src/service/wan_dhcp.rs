@@ -14,6 +14,7 @@ mod hook;
 mod keep;
 mod report;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
@@ -24,7 +25,8 @@ use std::thread;
 use std::time::Duration;
 
 use config::Config;
-use config::model::{Method, Wan};
+use config::model::{Method, Wan, WanDhcp};
+use nix::sys::signal::Signal;
 use tokio::net::UnixDatagram;
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
@@ -35,6 +37,7 @@ pub use self::hook::called;
 use self::keep::Keep;
 use self::report::{Report, Said};
 use super::Places;
+use super::component::{Alive, Component, Folder, Reload, Rendered};
 use crate::lease::{News, Told};
 
 /// The leases of before this start that still hold.
@@ -43,6 +46,52 @@ pub fn kept(places: &Places) -> Vec<Told> {
         warn!(%error, "the leases of before are not known: their lines wait for an answer of their servers");
         Vec::new()
     })
+}
+
+/// A client for each line that asks for a lease. They depend on nothing that a lease tells.
+pub(super) fn components(config: &Config, places: &Places) -> Vec<Component> {
+    let folder = folder(places);
+    let client = |wan: &Wan| {
+        let Method::Dhcp(asked) = &wan.method else { return None };
+        let file = folder.join(format!("{}.conf", wan.name));
+        let hook = folder.join(HOOK);
+        let words = ["--nobackground", "--config", file.to_str()?, "--script", hook.to_str()?, wan.interface.as_str()];
+        Some(Component {
+            name: format!("{NAME}-{}", wan.name),
+            package: "dhcpcd-base",
+            program: "dhcpcd".to_owned(),
+            arguments: words.map(str::to_owned).to_vec(),
+            environment: BTreeMap::new(),
+            folders: vec![Folder::new(&folder, 0o700)],
+            files: vec![Rendered { path: file, text: rendered(asked), mode: 0o600 }],
+            validator: None,
+            interfaces: vec![wan.interface.clone()],
+            reload: Reload::Restart,
+            goodbye: Signal::SIGTERM,
+            control: Arc::new(Alive),
+        })
+    };
+    config.wans.values().filter_map(client).collect()
+}
+
+/// The file of one client.
+fn rendered(asked: &WanDhcp) -> String {
+    let mut text = String::from(
+        "# Written by routerd. dhcpcd reports, routerd configures.\n\
+         noconfigure\n\
+         persistent\n\
+         nodelay\n\
+         noarp\n\
+         noipv4ll\n\
+         vendorclassid\n\
+         option subnet_mask, routers, classless_static_routes, ms_classless_static_routes\n\
+         option domain_name_servers, interface_mtu\n\
+         require dhcp_server_identifier\n",
+    );
+    if !asked.ipv6 {
+        text.push_str("ipv4only\n");
+    }
+    text
 }
 
 /// Hears the hooks on a thread of its own, until the loop is gone.
