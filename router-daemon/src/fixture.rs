@@ -15,7 +15,8 @@ use mwan::Time;
 use mwan::audit::Audit;
 use mwan::decide::Decision;
 use mwan::event::Health;
-use mwan::router::{LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, WanStatus};
+use mwan::lease::Lease;
+use mwan::router::{LeaseStatus, LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, WanStatus};
 use mwan::state::{PortMode, ZoneId};
 
 use crate::ask::{Applies, View};
@@ -173,6 +174,18 @@ pub(crate) fn view() -> View {
     let now = Time::from_micros(7_500_000_000);
     let mut up = line(Health::Up, 100.0, Some(Duration::from_micros(12_340)));
     up.gateway_mac = Some([2, 0, 0, 0, 0, 1]);
+    up.lease = Some(LeaseStatus {
+        lease: Some(Lease {
+            addresses: vec!["100.64.1.2/24".parse().unwrap()],
+            gateway: Some("100.64.1.1".parse().unwrap()),
+            mtu: Some(1492),
+            dns: vec!["100.64.1.1".parse().unwrap()],
+            ..Lease::default()
+        }),
+        until: Some(now + Duration::from_hours(1)),
+        since: Some(now - Duration::from_mins(5)),
+        why: None,
+    });
     let mut down = line(Health::Down, 0.0, None);
     down.since = now - Duration::from_secs(14);
     down.why = "1 of 1 targets silent: icmp 198.51.100.1".to_owned();

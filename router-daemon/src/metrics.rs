@@ -191,6 +191,16 @@ fn lines(page: &mut Page, status: &Status) {
         "Part of the window's probes that were lost",
         targets().map(|(of, target)| (of, target.loss_ratio)),
     );
+    page.gauges(
+        "quadway_wan_lease_held",
+        "1 while a line whose addresses come from its provider has a lease that can be used",
+        each().filter_map(|(of, line)| Some((of, truth(line.lease.as_ref()?.why.is_none())))),
+    );
+    page.gauges(
+        "quadway_wan_lease_expires_seconds",
+        "Until its lease ends unless it is renewed",
+        each().filter_map(|(of, line)| Some((of, line.lease.as_ref()?.expires_seconds?))),
+    );
     let of = |wan: &WanLine| vec![("wan", wan.name.clone())];
     page.gauges(
         "quadway_wan_weight_ratio",

@@ -6,11 +6,12 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use config::Config;
-use config::model::{Allow, Cell, Internet, LastResort, Permit, PortRole, Wan};
+use config::model::{Allow, Cell, Internet, LastResort, LineRoute, Permit, PortRole, Wan};
 use config::units::{BitRate, Family, IfName};
+use mwan::Time;
 use mwan::audit::{Audit, Pair};
 use mwan::event::Health;
-use mwan::router::{LineStatus, WanStatus};
+use mwan::router::{LeaseStatus, LineStatus, WanStatus};
 use mwan::state::ZoneId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -171,6 +172,9 @@ pub struct FamilyLine {
     /// The hold time ends in this long.
     pub hold_seconds: Option<f64>,
     pub gateway_mac: Option<String>,
+    /// Only where the provider gives the addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<WanLease>,
     pub targets: Vec<TargetLine>,
 }
 
@@ -239,6 +243,68 @@ pub struct CellCount {
     /// Flows that no entry allows and an audit let pass.
     #[serde(default)]
     pub audited_flows: u64,
+}
+
+/// What the provider gives a line.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WanLease {
+    /// Empty without a lease.
+    pub addresses: Vec<String>,
+    pub gateway: Option<String>,
+    pub mtu: Option<u16>,
+    pub dns: Vec<String>,
+    /// What is reached by another way than the gateway: `203.0.113.0/24 via 192.0.2.9`.
+    pub routes: Vec<String>,
+    /// IPv6 prefixes for the VLANs.
+    pub prefixes: Vec<String>,
+    /// Who granted it.
+    pub server: Option<String>,
+    /// It ends in this long unless it is renewed; `None` is never, or no lease.
+    pub expires_seconds: Option<f64>,
+    /// Since when it is what it is.
+    pub since_seconds: Option<f64>,
+    /// Why there is none that can be used.
+    pub why: Option<String>,
+}
+
+impl WanLease {
+    pub(crate) fn of(status: &LeaseStatus, now: Time) -> Self {
+        let LeaseStatus { lease, until, since, why } = status;
+        let held = lease.clone().unwrap_or_default();
+        let route = |route: &LineRoute| match route.gateway {
+            Some(gateway) => format!("{} via {gateway}", route.destination),
+            None => format!("{} on the line", route.destination),
+        };
+        Self {
+            addresses: held.addresses.iter().map(ToString::to_string).collect(),
+            gateway: held.gateway.map(|gateway| gateway.to_string()),
+            mtu: held.mtu,
+            dns: held.dns.iter().map(ToString::to_string).collect(),
+            routes: held.routes.iter().map(route).collect(),
+            prefixes: held.prefixes.iter().map(ToString::to_string).collect(),
+            server: held.server.map(|server| server.to_string()),
+            expires_seconds: until.filter(|until| *until < Time::NEVER).map(|until| until.since(now).as_secs_f64()),
+            since_seconds: since.map(|since| now.since(since).as_secs_f64()),
+            why: why.clone(),
+        }
+    }
+}
+
+impl fmt::Display for WanLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.addresses.is_empty() {
+            return write!(f, "no lease: {}", self.why.as_deref().unwrap_or("no lease yet"));
+        }
+        write!(f, "lease {}", self.addresses.join(", "))?;
+        if let Some(gateway) = &self.gateway {
+            write!(f, " by {gateway}")?;
+        }
+        match self.expires_seconds {
+            Some(left) => write!(f, ", ends in {}", span(left))?,
+            None => write!(f, ", for ever")?,
+        }
+        self.why.as_ref().map_or(Ok(()), |why| write!(f, "; not used: {why}"))
+    }
 }
 
 /// Puts the names to the numbers.
@@ -329,6 +395,7 @@ fn wan_line(view: &View, config: &Config, wan: &Wan, status: &WanStatus, counter
         loss_ratio: mean(counted(line).filter(|target| target.sent > 0).map(|target| target.loss_pct / 100.0)),
         hold_seconds: line.hold_until.map(|until| until.since(now).as_secs_f64()),
         gateway_mac: line.gateway_mac.map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
+        lease: line.lease.as_ref().map(|lease| WanLease::of(lease, now)),
         targets: line
             .targets
             .iter()
@@ -681,6 +748,9 @@ impl Status {
                 )?;
                 if line.state != Health::Up && !line.why.is_empty() {
                     note(f, 18, &line.why)?;
+                }
+                if let Some(lease) = &line.lease {
+                    writeln!(f, "{:<17} {lease}", "")?;
                 }
                 if let Some(hold) = line.hold_seconds {
                     writeln!(f, "{:<17} used again in {} if it stays good", "", span(hold))?;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::ask::View;
 use crate::counters::Counters;
 use crate::kernel::{Buried, Ledger};
-use crate::status::span;
+use crate::status::{WanLease, span};
 
 /// A line, with reasons.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct FamilyAnswer {
     pub lost: Option<Loss>,
     /// What it takes to lose it; absent where it is lost.
     pub risk: Option<Risk>,
+    /// Only where the provider gives the addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<WanLease>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,6 +121,7 @@ fn family_answer(config: &Config, wan: &Wan, family: Family, line: &LineStatus, 
         changed: line.changed.clone(),
         lost: None,
         risk: risk(config, &wan.name, family).filter(|_| !is_lost(line.health)),
+        lease: line.lease.as_ref().map(|lease| WanLease::of(lease, clock.now)),
     }
 }
 
@@ -178,7 +182,13 @@ impl fmt::Display for FamilyAnswer {
         let why = last.map_or(why, |loss| &loss.told);
         write!(f, "{family} {} since {} ({} ago): {why}", state.word(), clock_words(since), span(*since_seconds))?;
         if let Some(loss) = last {
-            return loss.flows.as_ref().map_or(Ok(()), |flows| write!(f, "; {flows}"));
+            loss.flows.as_ref().map_or(Ok(()), |flows| write!(f, "; {flows}"))?;
+        }
+        if let Some(lease) = &self.lease {
+            write!(f, "\n  {lease}")?;
+        }
+        if last.is_some() {
+            return Ok(());
         }
         write!(f, "\n  {:.0} % of new flows of the default policy", share_ratio * 100.0)?;
         if let Some(flows) = flows {
@@ -255,6 +265,7 @@ mod tests {
         assert_eq!(
             told,
             "wan1 (wan1)\nIPv4 up since 1970-01-01 03:12:17.410 UTC (4s ago): 1 of 1 targets answer\n  \
+             lease 100.64.1.2/24 by 100.64.1.1, ends in 1h00m\n  \
              100 % of new flows of the default policy, 118 flows on it\n  \
              lost last 1970-01-01 03:12:01.410 UTC: 3 of 3 targets silent for 3 probes (316 ms); wan1, wan3 fine → \
              the line, not the ISP\n  \

@@ -643,6 +643,7 @@ fn family(family: Family, second: u64, state: Health) -> FamilyLine {
         loss_ratio: Some(loss),
         hold_seconds: None,
         gateway_mac: Some("02:00:00:00:00:01".to_owned()),
+        lease: None,
         targets: ["icmp 192.0.2.1", "icmp 192.0.2.2"]
             .map(|target| TargetLine {
                 target: target.to_owned(),

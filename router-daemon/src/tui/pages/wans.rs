@@ -96,6 +96,9 @@ fn panel(snapshot: &Snapshot, ui: &Ui, wan: &WanLine, width: usize) -> Vec<Line<
         if let Some(hold) = line.hold_seconds {
             lines.push(Line::raw(format!("  used again in {} if it stays good", span(hold))));
         }
+        if let Some(lease) = &line.lease {
+            lines.extend(fold(&lease.to_string(), 2, width, PLAIN));
+        }
         if ui.details {
             lines.extend(line.targets.iter().map(|target| {
                 let state = match (target.bad, target.up) {
