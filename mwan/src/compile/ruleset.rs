@@ -9,7 +9,7 @@
 //! the `input` of the VLAN they came in from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use config::Config;
 use config::model::{
@@ -20,6 +20,15 @@ use ipnet::IpNet;
 
 use super::matches::{Traffic, elements, join, keyword};
 use crate::state::{BUCKETS, BucketKey, NFLOG_GROUP, NamedKey, Ruleset, Slot};
+
+/// The IPv4 addresses that are leased, with their lines.
+fn leased4(config: &Config) -> impl Iterator<Item = (&Wan, Ipv4Addr)> {
+    let leased = config.wans.values().filter(|wan| wan.is_leased(Family::V4));
+    leased.filter_map(|wan| match wan.source(Family::V4)? {
+        IpAddr::V4(address) => Some((wan, address)),
+        IpAddr::V6(_) => None,
+    })
+}
 
 /// The rules this site wants.
 pub fn ruleset(config: &Config) -> Ruleset {
@@ -241,7 +250,22 @@ impl Table<'_> {
         // The bare ACK that draws an answer from the inside end of a dead flow must not become a flow itself.
         let bare =
             format!("meta mark & {:#010x} == {:#010x} notrack accept", Mark::WAN_MASK | Mark::PROBE, Mark::KICK.0);
-        self.chain("hook_own_raw", vec!["type filter hook output priority raw; policy accept;".to_owned(), bare]);
+        let mut own = vec!["type filter hook output priority raw; policy accept;".to_owned(), bare];
+        let leased =
+            leased4(self.config).map(|(_, address)| format!("{:#010x}", address.to_bits())).collect::<Vec<_>>();
+        own.extend(rule(&format!("{RENEWAL} {CIADDR}"), &leased, "notrack"));
+        self.chain("hook_own_raw", own);
+    }
+
+    /// A client of DHCP that renews sends from a socket that is bound to no line, so it would ask the server of any. The
+    /// packet says whose address it is about; it leaves by that line, from that address, and no NAT takes the answer to
+    /// another.
+    fn renewals(&self) -> Vec<String> {
+        let rule = |(wan, address): (&Wan, Ipv4Addr)| {
+            let (bits, mark) = (address.to_bits(), wan.id.mark());
+            format!("{CIADDR} {bits:#010x} ip saddr set {address} meta mark set {mark} accept")
+        };
+        leased4(self.config).map(rule).collect()
     }
 
     fn no_bogons(&self) -> Vec<String> {
@@ -292,10 +316,11 @@ impl Table<'_> {
             policy_mark(PolicyId::PROBES)
         ));
         own.push("oifname \"lo\" accept".to_owned());
-        // A client of DHCP talks to the server of its own line, wherever that is.
-        let leased: Vec<_> = self.config.wans.values().filter(|wan| wan.is_leased(Family::V4)).collect();
-        let leased: Vec<_> = leased.iter().map(|wan| format!("\"{}\"", wan.interface)).collect();
-        own.extend(rule("oifname", &leased, "udp sport 68 udp dport 67 accept"));
+        let renewals = self.renewals();
+        if !renewals.is_empty() {
+            own.push(format!("{RENEWAL} goto renewals"));
+            self.chain("renewals", renewals);
+        }
         own.push(format!("meta mark & {:#010x} != 0x00000000 accept", Mark::WAN_MASK));
         // Neighbour discovery belongs to the interface it is about, also when it is unicast to a gateway.
         own.push(format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-solicit, nd-router-advert }} accept"));
@@ -805,5 +830,9 @@ const NEIGHBOUR_DISCOVERY: &str = "nd-neighbor-solicit, nd-neighbor-advert";
 /// through as if its flow were unknown.
 const KNOWN: [&str; 2] = ["ct state established,related accept", "ct state invalid goto deny_invalid"];
 const PASS: &str = "goto pass";
+/// From a client of DHCP to its server.
+const RENEWAL: &str = "udp sport 68 udp dport 67";
+/// The client's own address in it (RFC 2131, 2): twelve bytes behind the header of UDP.
+const CIADDR: &str = "@th,160,32";
 /// Without a fixed seed every load would scatter the sticky flows anew.
 const SEED: &str = "0x51756164";

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::journal::replay;
 use crate::lease::Gone;
+use crate::state::RulesetState;
 use crate::testing::*;
 
 /// Lines of which these have leased addresses.
@@ -88,6 +89,11 @@ fn a_lease_brings_its_line_up_at_the_first_answer() {
     assert_eq!(world.uses("balanced"), [1, 2, 3]);
     let config = world.router().config().unwrap();
     assert_eq!(config.wans[&wan_name(1)].source(Family::V4), Some("198.18.1.7".parse().unwrap()));
+    let RulesetState::Installed(table) = world.wanted().ruleset.clone() else { panic!("there is a table") };
+    let renewal = "@th,160,32 0xc6120107 ip saddr set 198.18.1.7 meta mark set 0x01000000 accept";
+    assert_eq!(table.chains["renewals"], [renewal], "the line of the address, and no other");
+    let answer = |line: &str| table.chains[line].iter().any(|rule| rule.contains("udp sport 67 udp dport 68 accept"));
+    assert!(answer("win_1") && !answer("win_2"), "only a line with a client hears servers");
     let told = world.notices.iter().filter(|(_, notice)| matches!(notice, Notice::Lease { lease: Some(_), .. }));
     assert_eq!(told.count(), 1);
     let status = world.line(1, Family::V4).lease.unwrap();
