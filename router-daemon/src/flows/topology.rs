@@ -48,7 +48,7 @@ pub struct Line {
     pub mac: Mac,
     pub mtu: u16,
     pub gateways: BTreeMap<Family, IpAddr>,
-    /// On the line itself, not behind its gateway.
+    /// On the line itself, or behind another router than its gateway.
     pub nets: Vec<IpNet>,
 }
 
@@ -92,8 +92,9 @@ impl Topology {
         let named = |name: &str| links.iter().find(|link| link.name == name && link.works);
         let mut topology = Self::default();
         for wan in config.wans.values() {
-            let nets = &wan.addressing.addresses;
-            topology.own.extend(nets.iter().map(IpNet::addr));
+            let own = &wan.addressing.addresses;
+            topology.own.extend(own.iter().map(IpNet::addr));
+            let elsewhere = wan.addressing.routes.iter().map(|route| route.destination);
             let Some(link) = named(wan.interface.as_str()).filter(|link| attached.contains(&link.index)) else {
                 continue;
             };
@@ -104,7 +105,7 @@ impl Topology {
                 mac,
                 mtu: short(link.mtu),
                 gateways: Family::ALL.into_iter().filter_map(gateway).collect(),
-                nets: nets.iter().map(IpNet::trunc).collect(),
+                nets: own.iter().map(IpNet::trunc).chain(elsewhere).collect(),
             };
             topology.lines.insert(wan.id, line);
         }

@@ -13,6 +13,7 @@
 mod hook;
 mod keep;
 mod report;
+mod six;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use config::Config;
 use config::model::{Method, Wan, WanDhcp};
+use config::units::IfName;
 use nix::sys::signal::Signal;
 use tokio::net::UnixDatagram;
 use tokio::runtime::Builder;
@@ -36,6 +38,7 @@ use tracing::{debug, error, info, warn};
 pub use self::hook::called;
 use self::keep::Keep;
 use self::report::{Report, Said};
+use self::six::Six;
 use super::Places;
 use super::component::{Alive, Component, Folder, Reload, Rendered};
 use crate::lease::{News, Told};
@@ -63,7 +66,7 @@ pub(super) fn components(config: &Config, places: &Places) -> Vec<Component> {
             arguments: words.map(str::to_owned).to_vec(),
             environment: BTreeMap::new(),
             folders: vec![Folder::new(&folder, 0o700)],
-            files: vec![Rendered { path: file, text: rendered(asked), mode: 0o600 }],
+            files: vec![Rendered { path: file, text: rendered(asked, &wan.interface), mode: 0o600 }],
             validator: None,
             interfaces: vec![wan.interface.clone()],
             reload: Reload::Restart,
@@ -75,7 +78,7 @@ pub(super) fn components(config: &Config, places: &Places) -> Vec<Component> {
 }
 
 /// The file of one client.
-fn rendered(asked: &WanDhcp) -> String {
+fn rendered(asked: &WanDhcp, interface: &IfName) -> String {
     let mut text = String::from(
         "# Written by routerd. dhcpcd reports, routerd configures.\n\
          noconfigure\n\
@@ -90,6 +93,14 @@ fn rendered(asked: &WanDhcp) -> String {
     );
     if !asked.ipv6 {
         text.push_str("ipv4only\n");
+        return text;
+    }
+    text.push_str("duid\noption dhcp6_name_servers\n");
+    // Inside a block of the interface: what is asked for has to be said of one.
+    text.push_str(&format!("interface {interface}\nipv6rs\niaid 1\nia_na 1\n"));
+    if let Some(length) = asked.prefix {
+        // To no interface: the VLANs are routerd's.
+        text.push_str(&format!("ia_pd 2/::/{length} -\n"));
     }
     text
 }
@@ -155,6 +166,7 @@ async fn hear(
     leases: &mpsc::Sender<Told>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; LONGEST];
+    let mut six = Six::default();
     loop {
         let length = tokio::select! {
             length = socket.recv(&mut buffer) => length?,
@@ -162,7 +174,7 @@ async fn hear(
         };
         let told = {
             let config = config.borrow();
-            config.as_ref().and_then(|config| understood(buffer.get(..length).unwrap_or_default(), config))
+            config.as_ref().and_then(|config| understood(buffer.get(..length).unwrap_or_default(), config, &mut six))
         };
         let Some(told) = told else { continue };
         if leases.send(told.clone()).await.is_err() {
@@ -176,7 +188,7 @@ async fn hear(
 }
 
 /// `None`: nothing to tell, or nothing that can be believed.
-fn understood(bytes: &[u8], config: &Config) -> Option<Told> {
+fn understood(bytes: &[u8], config: &Config, six: &mut Six) -> Option<Told> {
     let Report { interface, family, reason, said } = match report::read(bytes) {
         Ok(report) => report,
         Err(malformed) => {
@@ -198,12 +210,27 @@ fn understood(bytes: &[u8], config: &Config) -> Option<Told> {
             info!(wan = %wan.name, %family, %reason, why = why.told(), "the client has no lease");
             News::Gone(why)
         }
+        Said::Router(advertised) => {
+            debug!(wan = %wan.name, %reason, ?advertised, "a router says");
+            six.advertised(&interface, advertised, || own_mac(&interface), Instant::now())?
+        }
+        Said::Granted(granted) => {
+            debug!(wan = %wan.name, %reason, ?granted, "the server answered");
+            six.granted(&interface, granted, Instant::now())?
+        }
         Said::Nothing => {
             debug!(wan = %wan.name, %reason, "the client says");
             return None;
         }
     };
     Some(Told { wan: wan.name.clone(), family, news })
+}
+
+/// What an address of our own making ends in.
+fn own_mac(interface: &IfName) -> Option<[u8; 6]> {
+    let text = fs::read_to_string(format!("/sys/class/net/{interface}/address")).ok()?;
+    let bytes: Vec<u8> = text.trim().split(':').map_while(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    bytes.try_into().ok()
 }
 
 /// Of the component, and of its folders.

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
 use config::model::LineRoute;
 use config::units::{Family, IfName};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mwan::lease::{Gone, Lease};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,31 @@ pub(super) enum Said {
         span: Option<Duration>,
     },
     Gone(Gone),
+    /// An advertisement of a router.
+    Router(Advertised),
+    /// What DHCPv6 granted. Nothing in it: all of it is over.
+    Granted(Granted),
     /// Something about the client itself.
     Nothing,
+}
+
+/// What a router says of its link. A span of zero is an end; `None` is for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Advertised {
+    pub(super) router: Ipv6Addr,
+    /// For so long it is a gateway.
+    pub(super) span: Option<Duration>,
+    pub(super) mtu: Option<u16>,
+    pub(super) dns: Vec<IpAddr>,
+    /// Of which everybody makes himself an address (RFC 4862).
+    pub(super) own: Vec<(Ipv6Net, Option<Duration>)>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Granted {
+    pub(super) addresses: Vec<(Ipv6Addr, Option<Duration>)>,
+    pub(super) prefixes: Vec<(Ipv6Net, Option<Duration>)>,
+    pub(super) dns: Vec<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +75,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Report, Malformed> {
         "BOUND" | "RENEW" | "REBIND" | "REBOOT" => (Family::V4, lease4(&fields)?),
         "EXPIRE" => (Family::V4, Said::Gone(Gone::Expired)),
         "NAK" => (Family::V4, Said::Gone(Gone::Refused)),
+        "ROUTERADVERT" => (Family::V6, Said::Router(advertised(&fields)?)),
+        "BOUND6" | "RENEW6" | "REBIND6" | "REBOOT6" => (Family::V6, Said::Granted(granted(&fields)?)),
+        "EXPIRE6" => (Family::V6, Said::Granted(Granted::default())),
         // A client that stops, or a carrier that is gone, takes nothing back: the lease ends at its time.
         _ => (Family::V4, Said::Nothing),
     };
@@ -86,7 +112,67 @@ fn lease4(fields: &Fields<'_>) -> Result<Said, Malformed> {
         server: fields.optional::<Ipv4Addr>("new_dhcp_server_identifier")?.map(IpAddr::V4),
     };
     let seconds: u32 = fields.needed("new_dhcp_lease_time")?;
-    Ok(Said::Held { lease, span: (seconds != u32::MAX).then(|| Duration::from_secs(seconds.into())) })
+    Ok(Said::Held { lease, span: lifetime(seconds) })
+}
+
+/// dhcpcd numbers routers from 1, in the order of their preference, and the options of each.
+fn advertised(fields: &Fields<'_>) -> Result<Advertised, Malformed> {
+    let router: Ipv6Addr = fields.needed("nd1_from")?;
+    if !router.is_unicast_link_local() {
+        return Err(malformed("nd1_from", &router.to_string(), "no router has such an address (RFC 4861, 6.1.2)"));
+    }
+    let mut own = Vec::new();
+    for number in 1..=MOST {
+        let name = |what: &str| format!("nd1_prefix_information{number}_{what}");
+        let Some(prefix) = fields.text(&name("prefix")) else { break };
+        // 64 bits are left to the host (RFC 4291, 2.5.1).
+        let autonomous = fields.text(&name("flags")).is_some_and(|flags| flags.contains('A'));
+        let length: u8 = parsed("nd1_prefix_information", fields.text(&name("length")).unwrap_or_default())?;
+        let prefix: Ipv6Addr = parsed("nd1_prefix_information", prefix)?;
+        let seconds: u32 = parsed("nd1_prefix_information", fields.text(&name("vltime")).unwrap_or_default())?;
+        let net = Ipv6Net::new(prefix, length).map_err(|why| malformed("nd1_prefix_information", "length", why))?;
+        if autonomous && length == 64 && !prefix.is_unicast_link_local() {
+            own.push((net.trunc(), lifetime(seconds)));
+        }
+    }
+    Ok(Advertised {
+        router,
+        span: Some(Duration::from_secs(fields.needed::<u16>("nd1_lifetime")?.into())),
+        mtu: fields.optional::<u32>("nd1_mtu")?.and_then(|mtu| u16::try_from(mtu).ok()),
+        dns: fields.list::<Ipv6Addr>("nd1_rdnss1_servers")?.into_iter().map(IpAddr::V6).collect(),
+        own,
+    })
+}
+
+fn granted(fields: &Fields<'_>) -> Result<Granted, Malformed> {
+    let mut granted = Granted { dns: Vec::new(), ..Granted::default() };
+    for association in 1..=FEW {
+        for number in 1..=FEW {
+            let name = format!("new_dhcp6_ia_na{association}_ia_addr{number}");
+            let Some(address) = fields.text(&name) else { break };
+            let seconds: u32 = parsed("ia_addr", fields.text(&format!("{name}_vltime")).unwrap_or_default())?;
+            granted.addresses.push((parsed("ia_addr", address)?, lifetime(seconds)));
+        }
+        for number in 1..=FEW {
+            let name = format!("new_dhcp6_ia_pd{association}_prefix{number}");
+            let Some(prefix) = fields.text(&name) else { break };
+            let of = |what: &str| fields.text(&format!("{name}_{what}")).unwrap_or_default();
+            let length: u8 = parsed("ia_pd", of("length"))?;
+            let seconds: u32 = parsed("ia_pd", of("vltime"))?;
+            let net = Ipv6Net::new(parsed("ia_pd", prefix)?, length);
+            let net = net.map_err(|why| malformed("ia_pd", prefix, why))?;
+            granted.prefixes.push((net.trunc(), lifetime(seconds)));
+        }
+    }
+    granted.dns = fields.list::<Ipv6Addr>("new_dhcp6_name_servers")?.into_iter().map(IpAddr::V6).collect();
+    // What has no time left is none.
+    granted.addresses.retain(|(_, span)| *span != Some(Duration::ZERO));
+    granted.prefixes.retain(|(_, span)| *span != Some(Duration::ZERO));
+    Ok(granted)
+}
+
+fn lifetime(seconds: u32) -> Option<Duration> {
+    (seconds != u32::MAX).then(|| Duration::from_secs(seconds.into()))
 }
 
 /// Pairs of a destination and a router; of `0.0.0.0` it is on the line itself.
@@ -144,6 +230,8 @@ fn shown(value: &str) -> String {
 
 /// Of anything that a lease has several of.
 const MOST: usize = 64;
+/// Of what DHCPv6 grants.
+const FEW: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -218,6 +306,47 @@ mod tests {
         assert_eq!(lease.gateway, Some("192.0.2.254".parse().unwrap()), "the router where no route is the default");
         let lease = self::lease(&[("new_classless_static_routes", ""), ("new_routers", "")]).0;
         assert_eq!(lease.gateway, None);
+    }
+
+    /// As dhcpcd 10.1 says it of radvd and Kea.
+    const ADVERT: &str = "interface=eth0\0reason=ROUTERADVERT\0nd1_from=fe80::1\0nd1_lifetime=1800\0nd1_mtu=1480\0\
+        nd1_prefix_information1_flags=L\0nd1_prefix_information1_length=64\0\
+        nd1_prefix_information1_prefix=2001:db8:77::\0nd1_prefix_information1_vltime=20\0\
+        nd1_prefix_information2_flags=LA\0nd1_prefix_information2_length=64\0\
+        nd1_prefix_information2_prefix=2001:db8:78::\0nd1_prefix_information2_vltime=4294967295\0\
+        nd1_rdnss1_servers=2001:db8:77::53\0";
+    const BOUND6: &str = "interface=eth0\0reason=BOUND6\0new_dhcp6_ia_na1_ia_addr1=2001:db8:77::100\0\
+        new_dhcp6_ia_na1_ia_addr1_vltime=20\0new_dhcp6_ia_pd1_prefix1=2001:db8:8800:100::\0\
+        new_dhcp6_ia_pd1_prefix1_length=56\0new_dhcp6_ia_pd1_prefix1_vltime=30\0";
+
+    #[test]
+    fn what_routers_and_dhcpv6_say_is_read() {
+        let said = |text: &str| read(text.as_bytes()).map(|report| report.said);
+        let router = Advertised {
+            router: "fe80::1".parse().unwrap(),
+            span: Some(Duration::from_mins(30)),
+            mtu: Some(1480),
+            dns: vec!["2001:db8:77::53".parse().unwrap()],
+            own: vec![("2001:db8:78::/64".parse().unwrap(), None)],
+        };
+        assert_eq!(said(ADVERT).unwrap(), Said::Router(router));
+        let granted = Granted {
+            addresses: vec![("2001:db8:77::100".parse().unwrap(), Some(Duration::from_secs(20)))],
+            prefixes: vec![("2001:db8:8800:100::/56".parse().unwrap(), Some(Duration::from_secs(30)))],
+            dns: Vec::new(),
+        };
+        assert_eq!(said(BOUND6).unwrap(), Said::Granted(granted));
+        assert_eq!(said("interface=eth0\0reason=EXPIRE6\0").unwrap(), Said::Granted(Granted::default()));
+        for (text, from, to) in [
+            (ADVERT, "fe80::1", "2001:db8::1"),
+            (ADVERT, "=1800", "=70000"),
+            (ADVERT, "length=64", "length=129"),
+            (BOUND6, "::100\0", "::1000g\0"),
+            (BOUND6, "length=56", "length=156"),
+            (BOUND6, "vltime=20", "vltime="),
+        ] {
+            said(&text.replacen(from, to, 1)).unwrap_err();
+        }
     }
 
     #[test]
