@@ -66,7 +66,7 @@ pub(super) fn components(config: &Config, places: &Places) -> Vec<Component> {
             arguments: words.map(str::to_owned).to_vec(),
             environment: BTreeMap::new(),
             folders: vec![Folder::new(&folder, 0o700)],
-            files: vec![Rendered { path: file, text: rendered(asked, &wan.interface), mode: 0o600 }],
+            files: vec![Rendered { path: file, text: rendered(asked, wan), mode: 0o600 }],
             validator: None,
             interfaces: vec![wan.interface.clone()],
             reload: Reload::Restart,
@@ -78,7 +78,7 @@ pub(super) fn components(config: &Config, places: &Places) -> Vec<Component> {
 }
 
 /// The file of one client.
-fn rendered(asked: &WanDhcp, interface: &IfName) -> String {
+fn rendered(asked: &WanDhcp, wan: &Wan) -> String {
     let mut text = String::from(
         "# Written by routerd. dhcpcd reports, routerd configures.\n\
          noconfigure\n\
@@ -97,10 +97,12 @@ fn rendered(asked: &WanDhcp, interface: &IfName) -> String {
     }
     text.push_str("duid\noption dhcp6_name_servers\n");
     // Inside a block of the interface: what is asked for has to be said of one.
-    text.push_str(&format!("interface {interface}\nipv6rs\niaid 1\nia_na 1\n"));
+    // All clients of a box have one name (DUID): a provider of several lines tells these by their numbers.
+    let (interface, number) = (&wan.interface, wan.id);
+    text.push_str(&format!("interface {interface}\nipv6rs\niaid {number}\nia_na {number}\n"));
     if let Some(length) = asked.prefix {
         // To no interface: the VLANs are routerd's.
-        text.push_str(&format!("ia_pd 2/::/{length} -\n"));
+        text.push_str(&format!("ia_pd {number}/::/{length} -\n"));
     }
     text
 }
