@@ -79,32 +79,17 @@ pub(super) fn components(config: &Config, places: &Places) -> Vec<Component> {
 
 /// The file of one client.
 fn rendered(asked: &WanDhcp, wan: &Wan) -> String {
-    let mut text = String::from(
-        "# Written by routerd. dhcpcd reports, routerd configures.\n\
-         noconfigure\n\
-         persistent\n\
-         nodelay\n\
-         noarp\n\
-         noipv4ll\n\
-         vendorclassid\n\
-         option subnet_mask, routers, classless_static_routes, ms_classless_static_routes\n\
-         option domain_name_servers, interface_mtu\n\
-         require dhcp_server_identifier\n",
-    );
     if !asked.ipv6 {
-        text.push_str("ipv4only\n");
-        return text;
+        return format!("{CLIENT}ipv4only\n");
     }
-    text.push_str("duid\noption dhcp6_name_servers\n");
-    // Inside a block of the interface: what is asked for has to be said of one.
     // All clients of a box have one name (DUID): a provider of several lines tells these by their numbers.
     let (interface, number) = (&wan.interface, wan.id);
-    text.push_str(&format!("interface {interface}\nipv6rs\niaid {number}\nia_na {number}\n"));
-    if let Some(length) = asked.prefix {
-        // To no interface: the VLANs are routerd's.
-        text.push_str(&format!("ia_pd {number}/::/{length} -\n"));
-    }
-    text
+    // To no interface: the VLANs are routerd's.
+    let prefix = asked.prefix.map(|length| format!("ia_pd {number}/::/{length} -\n")).unwrap_or_default();
+    // What is asked for by number has to be said of an interface, and its block comes last.
+    format!(
+        "{CLIENT}duid\noption dhcp6_name_servers\ninterface {interface}\nipv6rs\niaid {number}\nia_na {number}\n{prefix}"
+    )
 }
 
 /// Hears the hooks on a thread of its own, until the loop is gone.
@@ -235,6 +220,17 @@ fn own_mac(interface: &IfName) -> Option<[u8; 6]> {
     bytes.try_into().ok()
 }
 
+/// What every client is told.
+const CLIENT: &str = "# Written by routerd. dhcpcd reports, routerd configures.\n\
+    noconfigure\n\
+    persistent\n\
+    nodelay\n\
+    noarp\n\
+    noipv4ll\n\
+    vendorclassid\n\
+    option subnet_mask, routers, classless_static_routes, ms_classless_static_routes\n\
+    option domain_name_servers, interface_mtu\n\
+    require dhcp_server_identifier\n";
 /// Of the component, and of its folders.
 const NAME: &str = "dhcpcd";
 const SOCKET: &str = "leases.sock";

@@ -86,12 +86,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Report, Malformed> {
 
 fn lease4(fields: &Fields<'_>) -> Result<Said, Malformed> {
     let address: Ipv4Addr = fields.needed("new_ip_address")?;
-    let length = match fields.optional::<u8>("new_subnet_cidr")? {
-        Some(length) => length,
-        None => {
-            let mask: Ipv4Addr = fields.needed("new_subnet_mask")?;
-            ipnet::ipv4_mask_to_prefix(mask).map_err(|why| malformed("new_subnet_mask", &mask.to_string(), why))?
-        }
+    let length = if let Some(length) = fields.optional::<u8>("new_subnet_cidr")? {
+        length
+    } else {
+        let mask: Ipv4Addr = fields.needed("new_subnet_mask")?;
+        ipnet::ipv4_mask_to_prefix(mask).map_err(|why| malformed("new_subnet_mask", &mask.to_string(), why))?
     };
     let net = Ipv4Net::new(address, length).map_err(|why| malformed("new_subnet_cidr", &length.to_string(), why))?;
     let routes = match fields.text("new_classless_static_routes") {
@@ -259,15 +258,14 @@ mod tests {
     fn with(changes: &[(&str, &str)]) -> Result<Report, Malformed> {
         let mut fields: BTreeMap<&str, &str> = BOUND.iter().copied().collect();
         fields.extend(changes.iter().copied());
-        let text: String = fields.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
-        read(text.as_bytes())
+        let text: Vec<String> = fields.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
+        read(text.concat().as_bytes())
     }
 
     fn lease(changes: &[(&str, &str)]) -> (Lease, Option<Duration>) {
-        match with(changes).unwrap().said {
-            Said::Held { lease, span } => (lease, span),
-            other => panic!("{other:?}"),
-        }
+        let said = with(changes).unwrap().said;
+        let Said::Held { lease, span } = said else { panic!("{said:?}") };
+        (lease, span)
     }
 
     #[test]
@@ -286,7 +284,7 @@ mod tests {
             prefixes: Vec::new(),
             server: Some("192.0.2.1".parse().unwrap()),
         };
-        assert_eq!((lease, span), (wanted, Some(Duration::from_secs(120))));
+        assert_eq!((lease, span), (wanted, Some(Duration::from_mins(2))));
     }
 
     #[test]

@@ -107,8 +107,7 @@ fn end(span: Option<Duration>, now: Instant) -> End {
 
 /// With the MAC in its lower half (RFC 4291, appendix A).
 fn made(net: Ipv6Net, mac: [u8; 6]) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac;
-    let half = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let half = u64::from_be_bytes([mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]);
     Ipv6Addr::from_bits(net.network().to_bits() | u128::from(half))
 }
 
@@ -122,24 +121,24 @@ mod tests {
         "wan1".parse().unwrap()
     }
 
-    fn seconds(seconds: u64) -> Option<Duration> {
-        Some(Duration::from_secs(seconds))
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
     }
 
     fn advert(span: u64, own: &[&str]) -> Advertised {
         Advertised {
             router: "fe80::1".parse().unwrap(),
-            span: seconds(span),
+            span: Some(seconds(span)),
             mtu: Some(1480),
             dns: Vec::new(),
-            own: own.iter().map(|net| (net.parse().unwrap(), seconds(50))).collect(),
+            own: own.iter().map(|net| (net.parse().unwrap(), Some(seconds(50)))).collect(),
         }
     }
 
     fn grant(address: &str, prefix: Option<&str>) -> Granted {
         Granted {
-            addresses: vec![(address.parse().unwrap(), seconds(20))],
-            prefixes: prefix.iter().map(|prefix| (prefix.parse().unwrap(), seconds(30))).collect(),
+            addresses: vec![(address.parse().unwrap(), Some(seconds(20)))],
+            prefixes: prefix.iter().map(|prefix| (prefix.parse().unwrap(), Some(seconds(30)))).collect(),
             dns: Vec::new(),
         }
     }
