@@ -111,7 +111,7 @@ fn another_gateway_moves_its_line_alone(lab: &Lab, flows: &mut Flows, server: &m
     let before = Stand::of(lab);
     // The router of before is gone, and nobody has told yet.
     lab.isp(2).ip("addr delete 100.64.0.1/24 dev cust\naddr add 100.64.0.254/24 dev cust\n").unwrap();
-    server.gateway = "100.64.0.254".to_owned();
+    "100.64.0.254".clone_into(&mut server.gateway);
     server.again(lab);
     wait("the line is down, or already elsewhere", || {
         let line = line(&status(lab)?, "wan2", "v4");
@@ -132,7 +132,7 @@ fn a_refusal_costs_its_line_alone(lab: &Lab, flows: &mut Flows, server: &mut Ser
     let before = Stand::of(lab);
     lab.internet().ip("route replace 100.64.0.33/32 via 100.127.3.2\n").unwrap();
     // Kea is silent about addresses that are not its own; dnsmasq says no.
-    server.address = "100.64.0.33".to_owned();
+    "100.64.0.33".clone_into(&mut server.address);
     server.dnsmasq = true;
     server.again(lab);
     wait("another lease after a NAK", || {
@@ -210,11 +210,13 @@ fn a_daemon_that_is_killed_keeps_its_lines(lab: &mut Lab, flows: &mut Flows, ser
     let journal = run(lab.routerctl().unwrap().arg("journal")).unwrap();
     let since = journal.rsplit("routerd started").next().unwrap();
     assert!(!since.contains("-> down"), "{since}");
-    servers.iter_mut().for_each(|server| server.again(lab));
+    for server in servers {
+        server.again(lab);
+    }
     wait("each server has answered", || {
         let status = status(lab)?;
         let left = |name: &&str| line(&status, name, "v4")["lease"]["expires_seconds"].as_f64() > Some(15.0);
-        Ok(LINES.iter().all(|name| left(name)))
+        Ok(LINES.iter().all(left))
     })
     .unwrap();
     let journal = run(lab.routerctl().unwrap().arg("journal")).unwrap();
