@@ -253,6 +253,7 @@ impl World {
             | Notice::PolicyUses { .. }
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
+            | Notice::Lease { .. }
             | Notice::Audited { .. }
             | Notice::AuditEnded { .. } => None,
         };
@@ -268,6 +269,7 @@ impl World {
             | Notice::PolicyUses { .. }
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
+            | Notice::Lease { .. }
             | Notice::Audited { .. }
             | Notice::AuditEnded { .. } => None,
         })
