@@ -11,6 +11,7 @@ mod matrix;
 mod outside;
 mod segments;
 mod tls_offload;
+mod tunnel;
 mod wans;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,8 +39,9 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let services = check.all_services();
     let egress = check.all_egress();
     let mut vlans = check.vlans(&segments, &services);
-    let (cells, origins) = check.cells(&vlans, &services);
     let mut wans = check.wans(&services);
+    check.tunnels(&mut vlans, &services, &wans);
+    let (cells, origins) = check.cells(&vlans, &services);
     let ports = check.ports();
     check.overlaps();
     let policies = check.policies();
@@ -48,6 +50,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let dns = check.dns(&vlans, &egress);
     let api = check.api(&mut vlans, &wans);
     let tls_offload = check.tls_offload(&mut vlans, &mut wans);
+    tunnel::let_in(&vlans, &mut wans);
     let dhcp = check.dhcp(&vlans);
     let ra = check.ra(&vlans);
     let ntp = check.ntp(&vlans);
@@ -149,6 +152,7 @@ struct Subnet<'a> {
 enum Owner<'a> {
     Vlan(&'a VlanName),
     Wan(&'a WanName),
+    Tunnel(&'a VlanName),
 }
 
 impl Display for Owner<'_> {
@@ -156,6 +160,7 @@ impl Display for Owner<'_> {
         match self {
             Self::Vlan(name) => write!(f, "VLAN `{name}`"),
             Self::Wan(name) => write!(f, "WAN `{name}`"),
+            Self::Tunnel(name) => write!(f, "tunnel `{name}`"),
         }
     }
 }
@@ -183,7 +188,11 @@ impl<'a> Check<'a> {
     fn new(file: &'a File, text: &'a str) -> Self {
         let names = Names {
             ports: file.ports.iter().map(|port| (port.name.value.as_str(), &port.name.span)).collect(),
-            vlans: file.vlans.iter().map(|vlan| (vlan.name.value.as_str(), &vlan.name.span)).collect(),
+            vlans: {
+                let tunnels = file.tunnels.iter().map(|tunnel| &tunnel.name);
+                let all = tunnels.chain(file.vlans.iter().map(|vlan| &vlan.name));
+                all.map(|name| (name.value.as_str(), &name.span)).collect()
+            },
             hosts: file.hosts.iter().map(|host| (host.name.value.as_str(), &host.name.span)).collect(),
             services: file.services.iter().map(|service| (service.name.value.as_str(), &service.name.span)).collect(),
             egress: file.egress.iter().map(|set| (set.name.value.as_str(), &set.name.span)).collect(),

@@ -2,6 +2,7 @@
 //! types, the form of one value); whatever needs two places of the file at once is `check`'s business.
 
 mod lan;
+pub(crate) mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -51,6 +52,8 @@ pub(crate) struct File {
     pub(crate) dhcp: Option<Dhcp>,
     pub(crate) ra: Option<Ra>,
     pub(crate) ntp: Option<Ntp>,
+    /// Of both kinds.
+    pub(crate) tunnels: Vec<tunnel::Tunnel>,
 }
 
 #[derive(Debug, Default)]
@@ -515,6 +518,8 @@ impl File {
         file.dhcp = sole(&mut top, "dhcp", problems, lan::dhcp);
         file.ra = sole(&mut top, "ra", problems, lan::ra);
         file.ntp = sole(&mut top, "ntp", problems, lan::ntp);
+        file.tunnels = named(&mut top, "ipsec", problems, tunnel::ipsec);
+        file.tunnels.extend(named(&mut top, "wireguard", problems, tunnel::wireguard));
         top.finish(problems);
         file
     }

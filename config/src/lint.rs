@@ -258,6 +258,7 @@ fn unmapped(file: &File, config: &Config, problems: &mut Vec<Problem>) {
 
 fn unused(file: &File, config: &Config, problems: &mut Vec<Problem>) {
     let inputs = file.vlans.iter().map(|vlan| &vlan.input).chain(file.wans.iter().map(|wan| &wan.input));
+    let inputs = inputs.chain(file.tunnels.iter().map(|tunnel| &tunnel.input));
     let cells = file.cells.iter().filter_map(|cell| match cell.services.as_ref().map(|at| &at.value) {
         Some(crate::file::Services::These(list)) => Some(list),
         Some(crate::file::Services::Any) | None => None,

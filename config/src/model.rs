@@ -2,6 +2,7 @@
 //! whoever holds a [`Config`] never validates again.
 
 mod lan;
+mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,6 +16,7 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::lan::{Dhcp, Ntp, Ra, Reservation, VlanDhcp};
+pub use self::tunnel::{CipherProfile, Ipsec, Proof, Tunnel, TunnelKind, Wireguard};
 use crate::domain::{DomainName, DomainPattern};
 use crate::units::{
     BitRate, ClientName, EgressName, EventKind, Family, HostName, IfName, Line, PolicyId, PolicyName, ServiceName,
@@ -79,9 +81,14 @@ impl Config {
         self.policies.values().find(|policy| policy.id == id)
     }
 
-    /// The VLAN whose subnet holds this address.
+    /// The VLAN where this address is at home.
     pub fn vlan_of(&self, address: IpAddr) -> Option<&Vlan> {
-        self.vlans.values().find(|vlan| vlan.addresses.iter().any(|own| own.contains(&address)))
+        self.vlans.values().find(|vlan| vlan.networks().any(|net| net.contains(&address)))
+    }
+
+    /// The segments that are tunnels.
+    pub fn tunnels(&self) -> impl Iterator<Item = (&Vlan, &Tunnel)> {
+        self.vlans.values().filter_map(|vlan| Some((vlan, vlan.tunnel.as_ref()?)))
     }
 
     /// The VLANs that may ask the router's resolver, with its addresses there.
@@ -405,7 +412,8 @@ pub enum PortRole {
     Unmapped,
 }
 
-/// A segment. The router holds a bridge for each, named `interface`, that carries the addresses.
+/// A segment. The router holds a bridge for each, named `interface`, that carries the addresses; of a tunnel, `interface`
+/// is its near end, and has none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vlan {
     pub name: VlanName,
@@ -423,9 +431,23 @@ pub struct Vlan {
     pub internet_line: Line,
     /// The line of `input`, named by `explain`.
     pub input_line: Line,
+    /// Where it is no bridge, but leads to another site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
 }
 
 impl Vlan {
+    /// What is at home in it.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let beyond = self.tunnel.iter().flat_map(|tunnel| tunnel.networks.iter().copied());
+        self.addresses.iter().map(IpNet::trunc).chain(beyond)
+    }
+
+    /// What a person calls it.
+    pub fn kind(&self) -> &'static str {
+        if self.tunnel.is_some() { "tunnel" } else { "VLAN" }
+    }
+
     /// Whether its `input` has this service of the router.
     pub fn takes(&self, service: &str) -> bool {
         self.input.iter().any(|permit| permit.service.as_str() == service)
@@ -515,6 +537,9 @@ pub struct Permit {
     pub ports: PortSet,
     /// Narrower than the cell's own `to_hosts` where the service is bound to hosts.
     pub hosts: Option<AddressSet>,
+    /// From these alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<AddressSet>,
 }
 
 /// One entry of the matrix.

@@ -318,7 +318,7 @@ impl PolicyId {
     pub const PROBES: Self = Self(255);
 }
 
-/// An 802.1Q VLAN number, 1 to 4094.
+/// An 802.1Q VLAN number, 1 to 4094; above them, the number of a segment that is none but a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct VlanId(u16);
@@ -326,6 +326,11 @@ pub struct VlanId(u16);
 impl VlanId {
     pub fn new(id: u16) -> Option<Self> {
         (1..=4094).contains(&id).then_some(Self(id))
+    }
+
+    /// Tunnels are numbered from 0.
+    pub fn of_tunnel(number: u16) -> Option<Self> {
+        (number < 1024).then_some(Self(4096 + number))
     }
 
     pub fn get(self) -> u16 {
@@ -353,6 +358,8 @@ impl Mark {
     pub const PROBE: u32 = 0x8000_0000;
     /// The mark of packets made to end a flow, told from a probe by naming no line: conntrack must not see them.
     pub const KICK: Self = Self(Self::PROBE);
+    /// The line number of what carries a tunnel: packets that go where the routes of table `TUNNEL_PEERS` say.
+    pub const TUNNEL: Self = Self(0x7d00_0000);
     /// The line number that stands for "answer unreachable".
     pub const UNREACHABLE: Self = Self(0x7f00_0000);
     /// The line number that stands for "drop silently".
@@ -383,6 +390,10 @@ impl TableId {
     pub const MAIN: Self = Self(254);
     /// Holds the default route that gives the router's own sockets a first route; see `Config::router.policy`.
     pub const ROUTER: Self = Self(1000);
+    /// What is at the other ends of tunnels.
+    pub const TUNNELS: Self = Self(1121);
+    /// Where the other ends themselves are, by the line that carries each tunnel at this moment.
+    pub const TUNNEL_PEERS: Self = Self(1122);
 }
 
 impl fmt::Display for TableId {

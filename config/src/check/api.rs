@@ -251,7 +251,7 @@ pub(super) fn opening(listen: SocketAddr, service: &str) -> Option<Permit> {
         std::net::IpAddr::V6(own) => AddressSet::of(Vec::new(), vec![own..=own]),
     };
     let service: ServiceName = service.parse().ok()?;
-    Some(Permit { service, ports, hosts: Some(hosts) })
+    Some(Permit { service, ports, hosts: Some(hosts), sources: None })
 }
 
 /// No service of the file can be called that: only those written in place hold a '/'.

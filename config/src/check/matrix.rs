@@ -52,15 +52,20 @@ impl Check<'_> {
     fn permit(&mut self, at: &At<ServiceRef>, services: &Services) -> Option<Permit> {
         let name = match &at.value {
             ServiceRef::Inline(name, ports) => {
-                return Some(Permit { service: name.clone(), ports: ports.clone(), hosts: None });
+                return Some(Permit { service: name.clone(), ports: ports.clone(), hosts: None, sources: None });
             }
             ServiceRef::Named(name) => name,
         };
         if let Some(service) = services.get(name) {
-            return Some(Permit { service: name.clone(), ports: service.ports.clone(), hosts: service.hosts.clone() });
+            return Some(Permit {
+                service: name.clone(),
+                ports: service.ports.clone(),
+                hosts: service.hosts.clone(),
+                sources: None,
+            });
         }
         if let Some(ports) = preset::service(name.as_str()) {
-            return Some(Permit { service: name.clone(), ports, hosts: None });
+            return Some(Permit { service: name.clone(), ports, hosts: None, sources: None });
         }
         let mut known: Vec<&str> = preset::names().collect();
         known.extend(self.names.services.keys().copied());
@@ -211,7 +216,7 @@ impl Check<'_> {
             );
         }
         let vlans = places.iter().filter_map(|name| vlans.get(name));
-        let subnets = union(vlans.flat_map(|vlan| &vlan.addresses).map(|net| Addresses::from(*net)));
+        let subnets = union(vlans.flat_map(model::Vlan::networks).map(Addresses::from));
         if subnets.is_empty() {
             return;
         }

@@ -168,6 +168,7 @@ impl<'a> Check<'a> {
                 line: self.line(&written.name.span),
                 internet_line: line_of(self, written.internet.as_ref().map(|at| &at.span)),
                 input_line: line_of(self, written.input.as_ref().map(|at| &at.span)),
+                tunnel: None,
             };
             vlans.insert(written.name.value.clone(), vlan);
         }

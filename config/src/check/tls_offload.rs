@@ -312,7 +312,7 @@ impl Check<'_> {
     }
 
     /// A file, or `credential:NAME`. A message quotes the line it is about, which must not be one that holds a key.
-    fn material(&mut self, at: &At<String>, table: &Span) -> Option<Material> {
+    pub(super) fn material(&mut self, at: &At<String>, table: &Span) -> Option<Material> {
         if at.value.contains("-----BEGIN") {
             self.push(
                 Problem::error("a key or certificate cannot stand in the site file")
