@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use config::Config;
-use config::model::{AddressSet, Assert, Claim, PacketClaim, Place, PortSet};
+use config::model::{AddressSet, Assert, Claim, PacketClaim, Place, PortSet, Vlan};
 use config::units::{Family, Line, WanName};
 use serde::{Deserialize, Serialize};
 
@@ -221,8 +221,8 @@ fn areas(config: &Config, place: &Place, sends: bool) -> Vec<Area> {
     match place {
         Place::Vlan(name) => {
             let mut addresses = AddressSet::default();
-            for net in config.vlans.get(name).into_iter().flat_map(|vlan| &vlan.addresses) {
-                addresses.add(*net);
+            for net in config.vlans.get(name).into_iter().flat_map(Vlan::networks) {
+                addresses.add(net);
             }
             vec![Area { zone: Zone::Vlan(name.clone()), addresses: without(&addresses, &no_sources(config)) }]
         }

@@ -25,9 +25,12 @@ pub fn compile(config: &Config, decision: &Decision, links: &Links) -> KernelSta
     let mut state = KernelState { links: links::links(config, links), ..KernelState::default() };
     let present = |name: &_| state.links.contains_key(name);
     state.addresses = routing::addresses(config, present);
+    let up = |name: &_| links.get(name).is_some_and(|facts| facts.admin_up);
     state.routes = routing::routes(config, decision, present);
+    state.routes.extend(routing::tunnels(config, decision, present, up));
     state.rules = routing::rules(config, &state.routes);
     state.sysctls = routing::sysctls(config, &state.links);
+    state.sysctls.extend(routing::tunnel_sysctls(config, up));
     state.ruleset = RulesetState::Installed(ruleset::ruleset(config));
     state.buckets = buckets::buckets(config, decision);
     state.dead = buckets::dead(config, decision);

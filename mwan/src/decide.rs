@@ -16,8 +16,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use config::Config;
-use config::model::{Balance, Failback, Kick, LastResort, Member, Policy, Wan};
-use config::units::{Family, WanId};
+use config::model::{Balance, Failback, Kick, LastResort, Member, Policy, Tunnel, Wan};
+use config::units::{Family, VlanName, WanId};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Health;
@@ -34,6 +34,9 @@ pub struct Decision {
     pub dead: BTreeMap<FlowClass, Kick>,
     /// The line in table `ROUTER`: the first route of the router's own sockets.
     pub own: BTreeMap<Family, WanId>,
+    /// The line that carries each tunnel.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tunnels: BTreeMap<VlanName, WanId>,
 }
 
 /// One line in one family, as far as choosing is concerned.
@@ -78,6 +81,9 @@ pub struct Facts<'a> {
 pub struct Chooser {
     #[serde(with = "crate::state::as_pairs")]
     relieved: BTreeMap<FlowClass, Time>,
+    /// Tunnels with a better line than theirs, and since when.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    outdone: BTreeMap<VlanName, Time>,
 }
 
 impl Chooser {
@@ -101,19 +107,54 @@ impl Chooser {
         }
         decision.own =
             Family::ALL.into_iter().filter_map(|family| Some((family, facts.own(family, &decision)?))).collect();
+        decision.tunnels = self.tunnels(facts, previous, now);
         self.relieve(facts, previous, &decision, now);
         decision.dead = self.dead(facts, &decision, now);
         decision
     }
 
+    /// The line of each tunnel. One that has a line keeps it while that is as good as any, if its failback says so;
+    /// with no good line left, it keeps what it has.
+    fn tunnels(&mut self, facts: Facts<'_>, previous: &Decision, now: Time) -> BTreeMap<VlanName, WanId> {
+        let mut lines = BTreeMap::new();
+        let mut outdone = BTreeMap::new();
+        for (vlan, tunnel) in facts.config.tunnels() {
+            let before = previous.tunnels.get(&vlan.name).copied();
+            let before = before.filter(|wan| facts.of_tunnel(tunnel).any(|(_, other)| other == *wan));
+            let best =
+                facts.of_tunnel(tunnel).filter_map(|(rank, wan)| Some((rank?, wan))).min_by_key(|(rank, _)| *rank);
+            let good =
+                |wan| facts.of_tunnel(tunnel).any(|(rank, other)| other == wan && rank == best.map(|(rank, _)| rank));
+            let line = match (before, best) {
+                (Some(before), Some((_, best))) if before != best && good(before) => {
+                    let since = *self.outdone.get(&vlan.name).unwrap_or(&now);
+                    outdone.insert(vlan.name.clone(), since);
+                    if ended(tunnel.failback, since, now) { best } else { before }
+                }
+                (_, Some((_, best))) => best,
+                (Some(before), None) => before,
+                (None, None) => continue,
+            };
+            lines.insert(vlan.name.clone(), line);
+        }
+        self.outdone = outdone;
+        lines
+    }
+
     /// When a drain ends next.
     pub fn deadline(&self, config: &Config, now: Time) -> Time {
+        let outdone =
+            self.outdone.iter().filter_map(|(name, since)| match config.vlans.get(name)?.tunnel.as_ref()?.failback {
+                Failback::Drain(span) => Some(*since + span).filter(|end| *end > now),
+                Failback::Stay | Failback::Force => None,
+            });
         self.relieved
             .iter()
             .filter_map(|(class, since)| match failback(config, *class)? {
                 Failback::Drain(span) => Some(*since + span).filter(|end| *end > now),
                 Failback::Stay | Failback::Force => None,
             })
+            .chain(outdone)
             .min()
             .unwrap_or(Time::NEVER)
     }
@@ -257,6 +298,15 @@ impl Facts<'_> {
             Health::Unknown => Some(3),
             Health::Down | Health::NoCarrier => None,
         }
+    }
+
+    /// The lines of a tunnel that carry its family, the best first, each with its rank.
+    fn of_tunnel(&self, tunnel: &Tunnel) -> impl Iterator<Item = (Option<u8>, WanId)> {
+        tunnel.wans.iter().filter_map(move |name| {
+            let wan = self.config.wans.get(name)?.id;
+            let standing = *self.standings.get(&(wan, tunnel.family()))?;
+            Some((self.rank(standing), wan))
+        })
     }
 
     /// The line with the most buckets of the router's own policy; the lowest id of equals.

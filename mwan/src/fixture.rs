@@ -28,11 +28,17 @@ pub(crate) fn site() -> Config {
         interface: format!("vlan{id}").parse().unwrap(),
         addresses: vec![net(&format!("10.0.{id}.1/24")), net(&format!("fd00:{id}::1/64"))],
         internet,
-        input: vec![Permit { service: "dns".parse().unwrap(), ports: ports(&[53], &[53], true), hosts: None }],
+        input: vec![Permit {
+            service: "dns".parse().unwrap(),
+            ports: ports(&[53], &[53], true),
+            hosts: None,
+            sources: None,
+        }],
         comment: String::new(),
         line: Line(line),
         internet_line: Line(line + 1),
         input_line: Line(line + 2),
+        tunnel: None,
     };
     let vlans = [
         vlan("office", 10, Internet::Any, 10),
@@ -101,8 +107,18 @@ pub(crate) fn site() -> Config {
                 from: "office".parse().unwrap(),
                 to: "guests".parse().unwrap(),
                 allow: Allow::Services(vec![
-                    Permit { service: "print".parse().unwrap(), ports: ports(&[631], &[], false), hosts: None },
-                    Permit { service: "ping".parse().unwrap(), ports: ports(&[], &[], true), hosts: None },
+                    Permit {
+                        service: "print".parse().unwrap(),
+                        ports: ports(&[631], &[], false),
+                        hosts: None,
+                        sources: None,
+                    },
+                    Permit {
+                        service: "ping".parse().unwrap(),
+                        ports: ports(&[], &[], true),
+                        hosts: None,
+                        sources: None,
+                    },
                 ]),
                 from_hosts: None,
                 to_hosts: Some(addresses(&["10.0.20.5/32"])),

@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use config::Config;
-use config::model::{LineRoute, Wan};
+use config::model::{LineRoute, Vlan, Wan};
 use config::units::{Family, WanName};
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -108,7 +108,7 @@ impl Lease {
         }
         let near = self.addresses.iter().map(IpNet::trunc).chain([IpNet::from(gateway)]);
         for net in near {
-            let vlans = config.vlans.values().flat_map(|vlan| vlan.addresses.iter().map(move |own| (vlan, own)));
+            let vlans = config.vlans.values().flat_map(|vlan| vlan.networks().map(move |own| (vlan, own)));
             for (vlan, own) in vlans {
                 if net.contains(&own.trunc()) || own.trunc().contains(&net) {
                     return Err(Unfit::Overlap { net, own: own.trunc(), vlan: vlan.name.to_string() });
@@ -241,7 +241,7 @@ fn fill(wan: &mut Wan, family: Family, lease: &Lease, config: &Config) {
     }
     // What is inside stays inside, whatever a provider says of it.
     let inside = |net: &IpNet| {
-        let mut vlans = config.vlans.values().flat_map(|vlan| &vlan.addresses);
+        let mut vlans = config.vlans.values().flat_map(Vlan::networks);
         vlans.any(|own| own.trunc().contains(net) || net.contains(&own.trunc()))
     };
     let routes = lease.routes.iter().filter(|route| route.destination.prefix_len() > 0 && !inside(&route.destination));

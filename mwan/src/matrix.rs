@@ -347,7 +347,9 @@ pub(crate) fn openings<'c>(
 ) -> Vec<Opening<'c>> {
     match (from, to) {
         (Zone::Router, _) => vec![Opening::anything(Reason::Own)],
-        (Zone::Vlan(from), Zone::Vlan(to)) if from == to => {
+        (Zone::Vlan(from), Zone::Vlan(to))
+            if from == to && config.vlans.get(from).is_none_or(|vlan| vlan.tunnel.is_none()) =>
+        {
             vec![Opening::anything(Reason::SameSegment { vlan: from.clone() })]
         }
         (Zone::Vlan(from), Zone::Vlan(to)) => cells(config, from, to),
@@ -449,14 +451,17 @@ fn egress<'c>(config: &'c Config, vlan: &'c Vlan) -> Vec<Opening<'c>> {
 }
 
 fn input<'c>(config: &Config, permits: &'c [Permit], from: &Zone, line: Line) -> Vec<Opening<'c>> {
-    // What a `[[tls_offload]]` opened is not to be found in `input`.
+    // What a `[[tls_offload]]` or a tunnel opened is not to be found in `input`.
     let written = |service: &ServiceName| {
         let mut offloads = config.tls_offload.values();
-        let its = service.as_str().strip_prefix("tls_offload/")?;
-        offloads.find(|offload| offload.name.as_str() == its).map(|offload| offload.line)
+        if let Some(its) = service.as_str().strip_prefix("tls_offload/") {
+            return offloads.find(|offload| offload.name.as_str() == its).map(|offload| offload.line);
+        }
+        let its = service.as_str().strip_prefix("tunnel/")?;
+        config.tunnels().find(|(vlan, _)| vlan.name.as_str() == its).map(|(vlan, _)| vlan.line)
     };
     let opening = |permit: &'c Permit| Opening {
-        source: None,
+        source: permit.sources.as_ref(),
         destination: permit.hosts.as_ref().map(Cow::Borrowed),
         ports: Some(Cow::Borrowed(&permit.ports)),
         named: None,
@@ -506,10 +511,8 @@ fn stray(config: &Config, packet: &Packet) -> Option<Reason> {
     match &packet.from {
         Zone::Router => return None,
         Zone::Vlan(name) => {
-            let at_home = config
-                .vlans
-                .get(name)
-                .is_some_and(|vlan| vlan.addresses.iter().any(|net| net.contains(&packet.source)));
+            let at_home =
+                config.vlans.get(name).is_some_and(|vlan| vlan.networks().any(|net| net.contains(&packet.source)));
             let asking_for_an_address = packet.source == IpAddr::V4(Ipv4Addr::UNSPECIFIED)
                 && packet.protocol == (Protocol::Udp { source: 68, destination: 67 });
             let link_local = match packet.source {

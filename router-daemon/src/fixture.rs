@@ -76,7 +76,7 @@ pub(crate) fn cell(from: &str, to: &str, line: u32) -> Cell {
         name: format!("{from}->{to}"),
         from: from.parse().unwrap(),
         to: to.parse().unwrap(),
-        allow: Allow::Services(vec![Permit { service: "https".parse().unwrap(), ports, hosts: None }]),
+        allow: Allow::Services(vec![Permit { service: "https".parse().unwrap(), ports, hosts: None, sources: None }]),
         from_hosts: None,
         to_hosts: None,
         log: false,
@@ -98,6 +98,7 @@ fn vlan(name: &str, id: u16, internet: Internet, line: u32) -> Vlan {
         line: Line(line),
         internet_line: Line(line + 2),
         input_line: Line(line + 3),
+        tunnel: None,
     }
 }
 

@@ -244,7 +244,7 @@ impl<'a> Check<'a> {
                     .help("name the networks of this site that do: `local_networks = [\"10.0.10.0/24\"]`"),
             );
         }
-        let (local_id, remote_id) = (self.identity(&ipsec.local_id), self.identity(&ipsec.remote_id));
+        let (local_id, remote_id) = (self.identity(ipsec.local_id.as_ref()), self.identity(ipsec.remote_id.as_ref()));
         let proof = self.proof(written, ipsec)?;
         Some(Ipsec {
             remote: ipsec.remote.as_ref().map(|at| at.value),
@@ -256,8 +256,8 @@ impl<'a> Check<'a> {
         })
     }
 
-    fn identity(&mut self, at: &Option<At<String>>) -> Option<String> {
-        let at = at.as_ref()?;
+    fn identity(&mut self, at: Option<&At<String>>) -> Option<String> {
+        let at = at?;
         let good = |c: char| !c.is_control();
         if at.value.is_empty() || at.value.len() > 255 || !at.value.chars().all(good) || at.value.contains('%') {
             self.push(
@@ -419,7 +419,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Two WireGuard interfaces cannot listen at one port.
+    /// Two interfaces of the kind cannot listen at one port.
     fn one_port_each(&mut self, vlans: &BTreeMap<VlanName, Vlan>) {
         let mut seen: BTreeMap<u16, (&VlanName, Span)> = BTreeMap::new();
         for written in &self.file.tunnels {
@@ -446,9 +446,7 @@ pub(super) fn let_in(vlans: &BTreeMap<VlanName, Vlan>, wans: &mut BTreeMap<WanNa
             TunnelKind::Ipsec(_) => vec![500..=500, 4500..=4500],
             TunnelKind::Wireguard(wireguard) => wireguard.port.map(|port| port..=port).into_iter().collect(),
         };
-        // ESP by itself, where nobody between translates addresses.
-        let protocols = if tunnel.ipsec().is_some() { [50].into() } else { BTreeSet::new() };
-        let ports = PortSet { udp, protocols, ..PortSet::default() };
+        let ports = PortSet { udp, ..PortSet::default() };
         let Ok(service) = format!("tunnel/{}", vlan.name).parse::<ServiceName>() else { continue };
         let sources = tunnel.peer().map(|peer: IpAddr| {
             let mut sources = AddressSet::default();
@@ -467,5 +465,5 @@ pub(super) fn let_in(vlans: &BTreeMap<VlanName, Vlan>, wans: &mut BTreeMap<WanNa
 const LONGEST: usize = 25;
 /// Those whose two lowest bits are zero.
 const LAST_LETTERS: &str = "AEIMQUYcgkosw048";
-/// WireGuard counts seconds in 16 bits.
+/// It counts seconds in 16 bits.
 const KEEPALIVE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(65_535);

@@ -57,7 +57,7 @@ pub enum Proof {
 pub enum CipherProfile {
     /// What a CPU does best.
     AesGcm,
-    /// What a QuickAssist card of the C62x kind can do in the kernel: AES-CBC with HMAC-SHA-256, no extended sequence
+    /// What a card of Intel's C62x kind can do in the kernel: AES-CBC with HMAC-SHA-256, no extended sequence
     /// numbers, other keys before the sequence numbers end.
     Qat,
 }

@@ -91,8 +91,7 @@ fn homes(config: &Config, zones: &BTreeMap<&VlanName, ZoneId>) -> BTreeMap<IpNet
     let mut add = |net: IpNet, home| {
         homes.insert(net.trunc(), home);
     };
-    let nets =
-        || config.vlans.values().flat_map(|vlan| vlan.addresses.iter().map(move |net| (&vlan.name, net.trunc())));
+    let nets = || config.vlans.values().flat_map(|vlan| vlan.networks().map(move |net| (&vlan.name, net)));
     if config.wans.values().any(|wan| wan.bogons) {
         let lines = line_networks(config);
         let inside: Vec<_> = nets().map(|(_, net)| net).chain(lines.iter().copied()).collect();

@@ -65,7 +65,7 @@ pub fn unresolved(config: &Config, links: &Links) -> Vec<Waiting> {
 pub(super) fn links(config: &Config, links: &Links) -> BTreeMap<IfName, Link> {
     let (found, waiting) = resolve(config, links);
     let mut wanted = BTreeMap::new();
-    for vlan in config.vlans.values() {
+    for vlan in config.vlans.values().filter(|vlan| vlan.tunnel.is_none()) {
         wanted.insert(vlan.interface.clone(), Link { kind: LinkKind::Bridge, up: true, master: None, mtu: None });
     }
     for (name, found_as) in &found {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use config::Config;
-use config::model::LineRoute;
+use config::model::{LineRoute, Tunnel};
 use config::units::{Family, IfName, Mark, TableId};
 use ipnet::IpNet;
 
@@ -62,6 +62,56 @@ pub(super) fn routes(
     routes
 }
 
+/// Routes to what is behind tunnels, and to their other ends by the lines that carry them. While its interface is not
+/// there, what is behind a tunnel is unreachable: no packet for it leaves by a line.
+pub(super) fn tunnels(
+    config: &Config,
+    decision: &Decision,
+    present: impl Fn(&IfName) -> bool,
+    up: impl Fn(&IfName) -> bool,
+) -> BTreeMap<RouteKey, NextHop> {
+    let mut routes = BTreeMap::new();
+    for (vlan, tunnel) in config.tunnels() {
+        for net in &tunnel.networks {
+            let family = Family::of(net.addr());
+            let hop = if up(&vlan.interface) {
+                NextHop::Direct { link: vlan.interface.clone(), source: near_end(config, tunnel, family) }
+            } else {
+                NextHop::Unreachable
+            };
+            routes.insert(key(family, TableId::TUNNELS, *net), hop);
+        }
+        let family = tunnel.family();
+        let line = decision.tunnels.get(&vlan.name).and_then(|id| config.wan(*id));
+        let Some(wan) = line.filter(|wan| present(&wan.interface)) else { continue };
+        let (Some(gateway), Some(source)) = (wan.gateway(family), wan.source(family)) else { continue };
+        let hop = NextHop::Gateway { link: wan.interface.clone(), gateway, source: Some(source) };
+        // Where the other end may be anywhere, answers to it need a route until their flow tells the line.
+        let peer = tunnel.peer().map_or_else(|| default_of(family), IpNet::from);
+        routes.entry(key(family, TableId::TUNNEL_PEERS, peer)).or_insert(hop);
+    }
+    routes
+}
+
+/// What the router itself speaks from through a tunnel: its address in a network that the other end expects.
+fn near_end(config: &Config, tunnel: &Tunnel, family: Family) -> Option<IpAddr> {
+    let own = config.vlans.values().flat_map(|vlan| &vlan.addresses).map(IpNet::addr);
+    let mut own = own.filter(|own| Family::of(*own) == family);
+    match tunnel.ipsec() {
+        Some(ipsec) => own.find(|own| ipsec.local_networks.iter().any(|net| net.contains(own))),
+        None => own.next(),
+    }
+}
+
+pub(super) fn tunnel_sysctls(config: &Config, up: impl Fn(&IfName) -> bool) -> BTreeMap<String, String> {
+    let there = config.tunnels().map(|(vlan, _)| &vlan.interface).filter(|name| up(name));
+    let keys = |name: &IfName| {
+        let keys = ["rp_filter", "accept_redirects", "send_redirects"];
+        keys.map(|key| (format!("net/ipv4/conf/{name}/{key}"), "0".to_owned()))
+    };
+    there.flat_map(keys).collect()
+}
+
 /// A rule stands only where its table has a route; "answer unreachable" stands for every line, so that a flow of
 /// a line that is gone never leaves by another.
 pub(super) fn rules(config: &Config, routes: &BTreeMap<RouteKey, NextHop>) -> BTreeSet<Rule> {
@@ -81,6 +131,15 @@ pub(super) fn rules(config: &Config, routes: &BTreeMap<RouteKey, NextHop>) -> BT
                 add(BY_INTERFACE + id, Selector::OutInterface(wan.interface.clone()), RuleAction::Lookup(table));
             }
             add(NO_LEAK + id, by_mark(wan.id.mark()), RuleAction::Unreachable);
+        }
+        if filled.contains(&(family, TableId::TUNNELS)) {
+            add(TUNNELS, Selector::All, RuleAction::Lookup(TableId::TUNNELS));
+        }
+        if filled.contains(&(family, TableId::TUNNEL_PEERS)) {
+            add(BY_MARK + slot_number(Mark::TUNNEL), by_mark(Mark::TUNNEL), RuleAction::Lookup(TableId::TUNNEL_PEERS));
+        }
+        if config.tunnels().next().is_some() {
+            add(NO_LEAK + slot_number(Mark::TUNNEL), by_mark(Mark::TUNNEL), RuleAction::Unreachable);
         }
         add(NO_LEAK + slot_number(Mark::BLACKHOLE), by_mark(Mark::BLACKHOLE), RuleAction::Blackhole);
         add(NO_LEAK + slot_number(Mark::UNREACHABLE), by_mark(Mark::UNREACHABLE), RuleAction::Unreachable);
@@ -152,6 +211,8 @@ fn slot_number(mark: Mark) -> u32 {
 }
 
 const MAIN_FIRST: u32 = 9999;
+/// Before all that goes by marks: what is behind a tunnel has no line.
+const TUNNELS: u32 = 10_000;
 const BY_MARK: u32 = 10_000;
 const NO_LEAK: u32 = 11_000;
 const BY_INTERFACE: u32 = 12_000;

@@ -48,7 +48,7 @@ pub fn ruleset(config: &Config) -> Ruleset {
 pub fn local(config: &Config) -> AddressSet {
     let special = SPECIAL.iter().filter_map(|net| net.parse().ok());
     let own = own(config).into_iter().map(IpNet::from);
-    collected(special.chain(inside(config)).chain(own))
+    collected(special.chain(networks(config)).chain(own))
 }
 
 /// The router's own addresses.
@@ -90,6 +90,11 @@ pub(crate) fn has_broadcast(net: &IpNet) -> bool {
 /// The router's address in every VLAN, with the prefix of the VLAN.
 fn inside(config: &Config) -> impl Iterator<Item = IpNet> {
     config.vlans.values().flat_map(|vlan| &vlan.addresses).copied()
+}
+
+/// What is at home in any VLAN or behind any tunnel.
+fn networks(config: &Config) -> impl Iterator<Item = IpNet> {
+    config.vlans.values().flat_map(Vlan::networks)
 }
 
 /// All of these as one set: merged once, not once per member.
@@ -222,7 +227,7 @@ impl Table<'_> {
         // moment after the rules that look into it are in force, and in that moment every reload would drop packets.
         let mut homes = Vec::new();
         for own in self.config.vlans.values() {
-            let nets = collected(own.addresses.iter().map(IpNet::trunc));
+            let nets = collected(own.networks());
             let rules = Family::ALL
                 .into_iter()
                 .filter_map(|family| rule(&format!("{} saddr", keyword(family)), &elements(&nets, family), "accept"));
@@ -239,7 +244,7 @@ impl Table<'_> {
         self.chain("from_vlan", vlan);
 
         // A packet from outside with an inside source, or with our own, could pass for one of a known inside flow.
-        let inside = collected(inside(self.config).chain(own(self.config).into_iter().map(IpNet::from)));
+        let inside = collected(networks(self.config).chain(own(self.config).into_iter().map(IpNet::from)));
         let wan = Family::ALL.into_iter().filter_map(|family| {
             rule(&format!("{} saddr", keyword(family)), &elements(&inside, family), "goto deny_spoof")
         });
@@ -321,22 +326,19 @@ impl Table<'_> {
             own.push(format!("{RENEWAL} goto renewals"));
             self.chain("renewals", renewals);
         }
+        if self.config.tunnels().next().is_some() {
+            own.push(format!("meta mark & {:#010x} == {} goto tunnel_out", Mark::WAN_MASK, Mark::TUNNEL));
+            let mut rules = self.by_source("");
+            rules.push(restore.clone());
+            rules.push("accept".to_owned());
+            self.chain("tunnel_out", rules);
+        }
         own.push(format!("meta mark & {:#010x} != 0x00000000 accept", Mark::WAN_MASK));
         // Neighbour discovery belongs to the interface it is about, also when it is unicast to a gateway.
         own.push(format!("icmpv6 type {{ {NEIGHBOUR_DISCOVERY}, nd-router-solicit, nd-router-advert }} accept"));
         own.push(restore);
         // A reset for a segment that conntrack cannot place belongs to no flow; its source address tells the line.
-        for family in Family::ALL {
-            let lines = self.config.wans.values().flat_map(|wan| {
-                let own = wan.addressing.addresses.iter().map(IpNet::addr).filter(|own| Family::of(*own) == family);
-                own.map(|own| format!("{own} : {}", wan.id.mark()))
-            });
-            let lines: Vec<_> = lines.collect();
-            if !lines.is_empty() {
-                let ip = keyword(family);
-                own.push(format!("ct state invalid meta mark set {ip} saddr map {{ {} }} accept", lines.join(", ")));
-            }
-        }
+        own.extend(self.by_source("ct state invalid "));
         own.extend(stay);
         if let Some(policy) = self.config.router.own_policy.as_ref().and_then(|name| self.config.policies.get(name)) {
             own.push(format!("goto {}", choice(policy.id)));
@@ -369,6 +371,21 @@ impl Table<'_> {
         }
         self.go(Slot::Unreachable, Mark::UNREACHABLE);
         self.go(Slot::Blackhole, Mark::BLACKHOLE);
+    }
+
+    /// What such packets come from tells their line.
+    fn by_source(&self, such: &str) -> Vec<String> {
+        let rule = |family: Family| {
+            let lines = self.config.wans.values().flat_map(|wan| {
+                let own = wan.addressing.addresses.iter().map(IpNet::addr).filter(|own| Family::of(*own) == family);
+                own.map(|own| format!("{own} : {}", wan.id.mark()))
+            });
+            let lines: Vec<_> = lines.collect();
+            let ip = keyword(family);
+            let rule = || format!("{such}meta mark set {ip} saddr map {{ {} }} accept", lines.join(", "));
+            (!lines.is_empty()).then(rule)
+        };
+        Family::ALL.into_iter().filter_map(rule).collect()
     }
 
     /// VLANs to which the same steering rules apply share a chain.
@@ -742,10 +759,15 @@ fn traffic<'a>(cell: &'a Cell, destination: Option<&'a AddressSet>, ports: Optio
 }
 
 fn input_rules(permits: &[Permit]) -> Vec<String> {
-    let rules = permitted(permits, None).into_iter().flat_map(|(hosts, ports)| {
+    let (some, anybody): (Vec<_>, Vec<_>) = permits.iter().cloned().partition(|permit| permit.sources.is_some());
+    let anybody = permitted(&anybody, None).into_iter().flat_map(|(hosts, ports)| {
         Traffic { destination: hosts.as_ref(), ports: Some(&ports), ..Traffic::default() }.rules()
     });
-    rules.map(|matched| join(&[&matched, "accept"])).collect()
+    let some = some.iter().flat_map(|Permit { ports, hosts, sources, .. }| {
+        let (source, destination) = (sources.as_ref(), hosts.as_ref());
+        Traffic { source, destination, ports: Some(ports), ..Traffic::default() }.rules()
+    });
+    anybody.chain(some).map(|matched| join(&[&matched, "accept"])).collect()
 }
 
 /// `KEY vmap { … }`, or nothing where there is nothing to choose from: nft knows no empty literal.

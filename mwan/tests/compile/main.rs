@@ -1,5 +1,7 @@
 //! What sites compile to, in full, for a reviewer to read: a change of the table or of the state shows here.
 
+mod tunnels;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write;
