@@ -9,7 +9,7 @@ CARGO_FLAGS ?=
 PROFILE := $(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 LAB := target/$(PROFILE)/lab
 
-.PHONY: help lab test guest bench fuzz campaign packages bpf root prometheus qat conformance tls-peers clean-lab
+.PHONY: help lab test guest bench fuzz campaign valgrind packages bpf root prometheus qat conformance tls-peers clean-lab
 
 help:
 	@echo 'make lab         build everything, play the demo in a lab of network namespaces, leave the lab up'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench       the numbers of bench/README.md: the core, failover, many flows, an idle daemon, the packet path, crypto'
 	@echo 'make fuzz        ten minutes (FUZZ_SECONDS) each of hostile site files, packets, requests and bundles'
 	@echo 'make campaign    100,000 crypto operations on a simulated device under every fault; about five minutes'
+	@echo 'make valgrind    a short campaign of the same under valgrind'
 	@echo 'make guest       the tests that need more of a kernel than this machine may have, in a QEMU guest'
 	@echo 'make bpf         the compiler and the linker that the eBPF programs need'
 	@echo 'make root        the Debian 13 root that the lab uses where nft is older than 1.1.3'
@@ -91,6 +92,12 @@ fuzz: packages bpf
 
 campaign: packages
 	QUADWAY_CAMPAIGN=100000 cargo test -p qat --test campaign -- --nocapture
+
+# It is some fifty times slower, and one thread at a time.
+valgrind: PACKAGES += valgrind
+valgrind: packages
+	QUADWAY_CAMPAIGN=88 QUADWAY_SLOWER=50 valgrind --quiet --error-exitcode=9 --fair-sched=yes \
+	    --suppressions=qat/valgrind.supp $$(tests/guest/program qat campaign) --nocapture
 
 # What Debian lacks is installed, and said.
 packages:

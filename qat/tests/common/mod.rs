@@ -20,13 +20,19 @@ use qat::{
 };
 use qat_sim::Simulator;
 
+/// How many times slower than a machine this one is: `QUADWAY_SLOWER`, for valgrind.
+pub(crate) fn slower() -> u32 {
+    std::env::var("QUADWAY_SLOWER").map_or(1, |text| text.parse().unwrap())
+}
+
 /// An engine that gives everything to the simulator, and whose pauses are short.
 pub(crate) fn impatient(simulator: &Simulator) -> Options {
+    let slower = slower();
     Options {
         installed: Some(Installed::At(simulator.path().to_owned())),
         route: Route::Device,
         checks: Checks::Every,
-        least_deadline: Duration::from_millis(10),
+        least_deadline: Duration::from_millis(10) * slower,
         patience: Patience {
             strikes: 5,
             within: Duration::from_secs(1),
@@ -34,8 +40,8 @@ pub(crate) fn impatient(simulator: &Simulator) -> Options {
             longest: Duration::from_millis(40),
             restart: Duration::from_millis(500),
         },
-        test_deadline: Duration::from_millis(500),
-        stuck: Duration::from_millis(200),
+        test_deadline: Duration::from_millis(500) * slower,
+        stuck: Duration::from_millis(200) * slower,
         between_resets: Duration::from_millis(200),
         retest: Duration::from_millis(50),
         tick: Duration::from_millis(2),
