@@ -8,6 +8,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{Keys, impatient, slower};
@@ -15,16 +16,19 @@ use qat::{Counts, Engine, InstanceStatus, Operation, Reason, State};
 use qat_sim::{Count, Fault, Simulator};
 
 const THREADS: u64 = 8;
+/// One test after the other: the memory that is measured is all of the process's.
+static TURN: Mutex<()> = Mutex::new(());
 
 struct Phase {
     name: &'static str,
     faults: &'static [(Fault, u64)],
-    /// Instances are reset, or hang, again and again.
+    /// Instances are reset, or hang, or say that they restart and do not, again and again.
     resets: bool,
     hangs: bool,
+    announces: bool,
 }
 
-const PHASES: [Phase; 11] = [
+const PHASES: [Phase; 12] = [
     phase("none", &[]),
     phase("latency", &[(Fault::Latency, 300), (Fault::Jitter, 400)]),
     phase("retry", &[(Fault::Retry, 300)]),
@@ -34,9 +38,11 @@ const PHASES: [Phase; 11] = [
     phase("fail", &[(Fault::Fail, 20)]),
     Phase { hangs: true, ..phase("hang", &[(Fault::Latency, 100)]) },
     Phase { resets: true, ..phase("reset", &[(Fault::Latency, 100)]) },
+    Phase { announces: true, ..phase("announcement", &[(Fault::Latency, 100)]) },
     Phase {
         resets: true,
         hangs: true,
+        announces: true,
         ..phase(
             "all together",
             &[
@@ -54,12 +60,12 @@ const PHASES: [Phase; 11] = [
 ];
 
 const fn phase(name: &'static str, faults: &'static [(Fault, u64)]) -> Phase {
-    Phase { name, faults, resets: false, hangs: false }
+    Phase { name, faults, resets: false, hangs: false, announces: false }
 }
 
 #[test]
 fn no_operation_fails_or_is_wrong_under_any_fault() {
-    let wanted: u64 = std::env::var("QUADWAY_CAMPAIGN").map_or(3_300, |text| text.parse().unwrap());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let simulator = Simulator::fresh();
     simulator.behave();
     let engine = Engine::start(impatient(&simulator));
@@ -72,7 +78,7 @@ fn no_operation_fails_or_is_wrong_under_any_fault() {
         simulator.behave();
         phase.faults.iter().for_each(|(fault, value)| simulator.set(*fault, *value));
         let started = Instant::now();
-        let operations = run(&engine, &simulator, keys, phase, wanted.div_ceil(PHASES.len() as u64));
+        let operations = run(&engine, &simulator, keys, phase, wanted().div_ceil(PHASES.len() as u64));
         let counts = engine.status().counts;
         let (offloaded, fallbacks) = difference(&before, &counts);
         before = counts;
@@ -128,6 +134,48 @@ fn no_operation_fails_or_is_wrong_under_any_fault() {
     }
 }
 
+/// What one library or another lacks, and whose function that is.
+const LACKING: [(&str, fn(Operation) -> bool); 11] = [
+    ("cpaCyRsaDecrypt", |operation| matches!(operation, Operation::RsaPrivate(_))),
+    ("cpaCyEcdsaSignRS", |operation| matches!(operation, Operation::EcdsaSign(_))),
+    ("cpaCyEcPointMultiply", |operation| matches!(operation, Operation::Ecdh(_))),
+    ("cpaCyEcMontEdwdsPointMultiply", |operation| operation == Operation::X25519),
+    ("cpaCySymInitSession", |operation| matches!(operation, Operation::Cipher(..))),
+    ("cpaCySymRemoveSession", |operation| matches!(operation, Operation::Cipher(..))),
+    ("cpaCyInstanceSetNotificationCb", |_| false),
+    ("icp_sal_poll_device_events", |_| false),
+    ("icp_sal_reset_device", |_| false),
+    ("icp_sal_userStart", |_| true),
+    ("qaeMemAllocNUMA", |_| true),
+];
+
+#[test]
+fn whatever_function_is_missing_no_operation_fails_or_is_wrong() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for (function, is_of_it) in LACKING {
+        let simulator = Simulator::without(&[function]);
+        simulator.behave();
+        let engine = Engine::start(impatient(&simulator));
+        let operations = run(&engine, &simulator, Keys::get(), &PHASES[0], wanted().div_ceil(100));
+        let counts = engine.status().counts;
+        let (offloaded, fallbacks) = difference(&BTreeMap::new(), &counts);
+        println!("without {function:<30} {operations:6} operations, {offloaded:6} offloaded; {fallbacks:?}");
+        assert_eq!(operations, offloaded + fallbacks.values().sum::<u64>(), "{function}: each is counted once");
+        for (operation, counts) in counts {
+            let lacks = counts.cpu.keys().any(|reason| matches!(reason, Reason::NotSupported | Reason::NoDevice));
+            assert_eq!(lacks, is_of_it(operation), "without {function}, {operation}: {counts:?}");
+            assert!(!lacks || counts.offloaded == 0, "without {function}, {operation}: {counts:?}");
+        }
+        drop(engine);
+        assert_eq!(simulator.violations(), [], "{function}");
+        assert_eq!(simulator.count(Count::Pinned), 0, "{function}");
+    }
+}
+
+fn wanted() -> u64 {
+    std::env::var("QUADWAY_CAMPAIGN").map_or(3_300, |text| text.parse().unwrap())
+}
+
 /// How many operations were done. Each one panics unless it is right.
 fn run(engine: &Engine, simulator: &Simulator, keys: &Keys, phase: &Phase, operations: u64) -> u64 {
     let each = operations.div_ceil(THREADS);
@@ -142,6 +190,9 @@ fn run(engine: &Engine, simulator: &Simulator, keys: &Keys, phase: &Phase, opera
                 }
                 if phase.resets {
                     simulator.reset(turn % 3);
+                }
+                if phase.announces {
+                    simulator.announce(turn % 3);
                 }
                 turn += 1;
                 std::thread::sleep(Duration::from_millis(250));

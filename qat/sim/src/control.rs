@@ -73,6 +73,7 @@ pub struct Simulator {
     set: Symbol<unsafe extern "C" fn(u32, u64)>,
     count: Symbol<unsafe extern "C" fn(u32) -> u64>,
     reset: Symbol<unsafe extern "C" fn(u32)>,
+    announce: Symbol<unsafe extern "C" fn(u32)>,
     _directory: TempDir,
 }
 
@@ -102,9 +103,11 @@ impl Simulator {
         let count = unsafe { library.get(b"qat_sim_count\0") }.expect("it is exported");
         // SAFETY: the type is that of `qat_sim_reset` below.
         let reset = unsafe { library.get(b"qat_sim_reset\0") }.expect("it is exported");
+        // SAFETY: the type is that of `qat_sim_announce` below.
+        let announce = unsafe { library.get(b"qat_sim_announce\0") }.expect("it is exported");
         // Its threads run in it.
         std::mem::forget(library);
-        Self { path, set, count, reset, _directory: directory }
+        Self { path, set, count, reset, announce, _directory: directory }
     }
 
     pub fn path(&self) -> &Path {
@@ -138,6 +141,12 @@ impl Simulator {
         // SAFETY: any number may be given.
         unsafe { (self.reset)(instance) }
     }
+
+    /// An instance says that it restarts, and that it has restarted, and goes on answering all the while.
+    pub fn announce(&self, instance: u32) {
+        // SAFETY: any number may be given.
+        unsafe { (self.announce)(instance) }
+    }
 }
 
 /// Where cargo puts the library of a dependency: beside the test that runs.
@@ -160,6 +169,11 @@ extern "C" fn qat_sim_count(count: u32) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn qat_sim_reset(instance: u32) {
     device::get().reset(instance as usize);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn qat_sim_announce(instance: u32) {
+    device::get().announce(instance as usize);
 }
 
 const FAULTS: [Fault; 9] = [

@@ -54,6 +54,8 @@ struct Ring {
     /// Grows with each reset: what was begun before one fails.
     epoch: u64,
     restarting: Option<Instant>,
+    /// When a restart that is none is said to be over.
+    announced: Option<Instant>,
     events: VecDeque<CpaInstanceEvent>,
     notify: Option<(CpaCyInstanceNotificationCbFunc, usize)>,
 }
@@ -349,14 +351,27 @@ impl Device {
         ring.restarting = Some(Instant::now() + Duration::from_millis(self.fault(Fault::Restart)));
     }
 
+    /// Says that it restarts, and does not.
+    pub(crate) fn announce(&self, index: usize) {
+        if index >= INSTANCES {
+            return;
+        }
+        let mut ring = self.ring(index);
+        if ring.restarting.is_none() && ring.announced.is_none() {
+            ring.events.push_back(CPA_INSTANCE_EVENT_RESTARTING);
+            ring.announced = Some(Instant::now() + Duration::from_millis(self.fault(Fault::Restart)));
+        }
+    }
+
     /// Tells the caller of resets, from its own thread.
     pub(crate) fn tell_events(&self) {
         for index in 0..INSTANCES {
             loop {
                 let (event, notify) = {
                     let mut ring = self.ring(index);
-                    if ring.events.is_empty() && ring.restarting.is_some_and(|until| until <= Instant::now()) {
-                        ring.restarting = None;
+                    let until = ring.restarting.or(ring.announced);
+                    if ring.events.is_empty() && until.is_some_and(|until| until <= Instant::now()) {
+                        (ring.restarting, ring.announced) = (None, None);
                         ring.events.push_back(CPA_INSTANCE_EVENT_RESTARTED);
                     }
                     let Some(event) = ring.events.pop_front() else { break };
