@@ -187,7 +187,12 @@ struct Text<'a> {
 fn text_of(work: &Work) -> Result<Text<'_>> {
     match work {
         Work::Cipher(CipherWork { iv, additional, text, tag, .. }) => Ok(Text { iv, additional, bytes: text, tag }),
-        Work::RsaPrivate { .. } | Work::EcdsaSign { .. } | Work::Ecdh { .. } | Work::X25519 { .. } => {
+        Work::RsaPrivate { .. }
+        | Work::EcdsaSign { .. }
+        | Work::Ecdh { .. }
+        | Work::X25519 { .. }
+        | Work::Deflate { .. }
+        | Work::Inflate(_) => {
             bail!("not a cipher")
         }
     }

@@ -1,4 +1,4 @@
-//! OpenSSL: always there, and right by definition. Also what checks a device's answers.
+//! OpenSSL and zlib-rs: always there, and right by definition. Also what checks a device's answers.
 
 use openssl::bn::{BigNum, BigNumContext};
 use openssl::derive::Deriver;
@@ -13,10 +13,10 @@ use openssl::sign::Signer;
 use openssl::symm::{Crypter, Mode, decrypt_aead, encrypt_aead};
 use zeroize::Zeroizing;
 
-use crate::Error;
 use crate::engine::Checks;
-use crate::job::{CipherWork, Direction, Output, Text, Work};
+use crate::job::{CipherWork, Direction, InflateWork, Output, Text, Work};
 use crate::key::{Cipher, CipherKey, EcPrivate};
+use crate::{Error, deflate};
 
 /// Does the work. Errors are of the input.
 pub(crate) fn run(work: &Work) -> Result<Output, Error> {
@@ -53,6 +53,10 @@ pub(crate) fn run(work: &Work) -> Result<Output, Error> {
             Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(work),
             Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => cbc_hmac(work),
         },
+        Work::Deflate { text, last } => {
+            Ok(Output::Text { text: Text::sealed(deflate::deflate(text, *last)), tag: Vec::new() })
+        }
+        Work::Inflate(work) => Ok(Output::Text { text: Text::sealed(deflate::inflate(work)?), tag: Vec::new() }),
     }
 }
 
@@ -171,6 +175,10 @@ pub(crate) fn right(work: &Work, output: &Output, checks: Checks) -> bool {
             // Of a point of small order there is no secret (RFC 7748, 6.1).
             Checks::Cheap => !matches!(output, Output::Bytes(secret) if secret.iter().all(|byte| *byte == 0)),
         },
+        (Work::Deflate { text, last }, Output::Text { text: shorter, .. }) => deflate::is_of(shorter, text, *last),
+        (Work::Inflate(InflateWork { length, crc, .. }), Output::Text { text, .. }) => {
+            deflate::is_the_one(text, *length, *crc)
+        }
         _ => false,
     }
 }

@@ -12,6 +12,7 @@ mod request;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,8 +26,8 @@ use qat_sys::{
 };
 
 use self::information::Information;
-use self::memory::{Pool, Slot};
-use self::request::Request;
+use self::memory::{Intermediate, Pool, Slot};
+use self::request::{Request, Service};
 use crate::breaker::{Breaker, Fault, Patience, State};
 use crate::discovery::Discovery;
 use crate::job::{Answer, Backend, Operation, Place, Reason, Refusal, Reply, Verdict, Work, ticket};
@@ -108,6 +109,9 @@ struct Shared {
 #[derive(Debug)]
 struct Instance {
     handle: Handle,
+    service: Service,
+    /// What it was started with, and keeps until it is stopped.
+    _intermediate: Option<Intermediate>,
     information: Information,
     breaker: Mutex<Breaker>,
     tested: Mutex<Tested>,
@@ -180,20 +184,26 @@ impl QatUser {
         let started = start(&library, process);
         discovery.step("start", started, |()| format!("as {process}"))?;
         let library = Arc::new(library);
-        let found = discovery.step("instances", instances(&library), |found| {
-            found.iter().map(|(_, information)| information.name.as_str()).collect::<Vec<_>>().join(", ")
-        })?;
-        let node = found.first().map_or(0, |(_, information)| i32::try_from(information.node).unwrap_or(0));
-        let pool = Pool::new(Arc::clone(&library), node).ok_or("the driver gives none");
+        let names = |found: &Vec<Found>| {
+            found.iter().map(|found| found.information.name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let mut found = discovery.step("instances", instances(&library), names)?;
+        let compressing = discovery.step("compression", compressing(&library), names).unwrap_or_default();
+        let compresses = !compressing.is_empty();
+        found.extend(compressing);
+        let node = found.first().map_or(0, |found| found.information.numa());
+        let pool = Pool::new(Arc::clone(&library), node, compresses).ok_or("the driver gives none");
         let pool = discovery.step("pinned memory", pool, |pool| format!("{} buffers", pool.slots()))?;
         Some(Self::serve(library, pool, care, found))
     }
 
-    fn serve(library: Arc<Library>, pool: Pool, care: Care, found: Vec<(Handle, Information)>) -> Self {
+    fn serve(library: Arc<Library>, pool: Pool, care: Care, found: Vec<Found>) -> Self {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let events = Arc::new(Mutex::new(Vec::new()));
-        let instance = |(instance, (handle, information)): (usize, (Handle, Information))| Instance {
+        let instance = |(instance, Found { handle, service, information, intermediate }): (usize, Found)| Instance {
             handle,
+            service,
+            _intermediate: intermediate,
             information,
             breaker: Mutex::new(Breaker::new(care.patience)),
             tested: Mutex::default(),
@@ -224,7 +234,12 @@ impl QatUser {
             tests,
         });
         for instance in &shared.instances {
-            if let Ok(subscribe) = shared.library.cpa.cpaCyInstanceSetNotificationCb.as_ref() {
+            let cpa = &shared.library.cpa;
+            let subscribe = match instance.service {
+                Service::Crypto => cpa.cpaCyInstanceSetNotificationCb.as_ref(),
+                Service::Compression => cpa.cpaDcInstanceSetNotificationCb.as_ref(),
+            };
+            if let Ok(subscribe) = subscribe {
                 let tag = (&raw const *instance.notified).cast_mut().cast();
                 // SAFETY: the tag lives as long as the instance is started.
                 let status = unsafe { subscribe(instance.handle.0, Some(notified), tag) };
@@ -276,7 +291,7 @@ impl Backend for QatUser {
     }
 
     fn takes(&self, operation: Operation) -> bool {
-        request::has(&self.shared.library, operation)
+        request::has(&self.shared.library, operation) && !self.shared.places(Service::of(operation)).is_empty()
     }
 
     /// Instances take turns; one whose ring is full passes it to the next.
@@ -291,8 +306,9 @@ impl Backend for QatUser {
         }
         let mut reason = Reason::NoInstance;
         let first = shared.turn.fetch_add(1, Ordering::Relaxed);
-        for turn in 0..shared.instances.len() {
-            let place = first.wrapping_add(turn) % shared.instances.len();
+        let places = shared.places(Service::of(operation));
+        for turn in 0..places.len() {
+            let place = places.start + first.wrapping_add(turn) % places.len();
             let instance = &shared.instances[place];
             if !lock(&instance.breaker).admits() {
                 continue;
@@ -351,7 +367,11 @@ impl Drop for QatUser {
         shared.wake_poller();
         join(self.poller.take());
         for instance in &shared.instances {
-            if let Ok(stop) = shared.library.cpa.cpaCyStopInstance.as_ref() {
+            let stop = match instance.service {
+                Service::Crypto => shared.library.cpa.cpaCyStopInstance.as_ref(),
+                Service::Compression => shared.library.cpa.cpaDcStopInstance.as_ref(),
+            };
+            if let Ok(stop) = stop {
                 // SAFETY: the instance was started, and nothing is submitted to it any more.
                 let status = unsafe { stop(instance.handle.0) };
                 if status != CPA_STATUS_SUCCESS {
@@ -376,9 +396,18 @@ impl Drop for QatUser {
 }
 
 impl Shared {
+    /// Those for crypto come first.
+    fn places(&self, service: Service) -> Range<usize> {
+        let crypto = self.instances.partition_point(|instance| instance.service == Service::Crypto);
+        match service {
+            Service::Crypto => 0..crypto,
+            Service::Compression => crypto..self.instances.len(),
+        }
+    }
+
     fn submit_to(&self, place: usize, work: &Work, reply: Reply) -> Result<(), Refusal> {
         let instance = &self.instances[place];
-        let Some(mut slot) = self.pool.take(work.len()) else {
+        let Some(mut slot) = self.pool.take(request::room(work)) else {
             return Err(Refusal { reason: Reason::NoMemory, reply });
         };
         let handle = instance.handle.0;
@@ -430,13 +459,17 @@ impl Shared {
 
     fn poll(&self) {
         *lock(&self.poller) = Some(std::thread::current());
-        let Ok(poll) = self.library.cpa.icp_sal_CyPollInstance.as_ref() else { return };
         let mut idle = 0_u32;
         while !self.ended.load(Ordering::Acquire) {
             let mut waiting = false;
             for instance in &self.instances {
                 if instance.in_flight.load(Ordering::Acquire) > 0 {
                     waiting = true;
+                    let poll = match instance.service {
+                        Service::Crypto => self.library.cpa.icp_sal_CyPollInstance.as_ref(),
+                        Service::Compression => self.library.cpa.icp_sal_DcPollInstance.as_ref(),
+                    };
+                    let Ok(poll) = poll else { continue };
                     // SAFETY: the instance was started; answers to everything that is there are wanted.
                     let status = unsafe { poll(instance.handle.0, 0) };
                     if status != CPA_STATUS_SUCCESS && status != CPA_STATUS_RETRY {
@@ -468,11 +501,7 @@ impl Shared {
             };
             let Flight { slot, request, reply, instance, .. } = flight;
             let instance = &self.instances[instance];
-            let answer = match (status, valid) {
-                (CPA_STATUS_SUCCESS, true) => Answer::Done(request.output(&slot)),
-                (CPA_STATUS_SUCCESS, false) => Answer::Invalid,
-                _ => Answer::Failed(Reason::Failed),
-            };
+            let answer = request.answer(&slot, status, valid);
             self.close(slot, request, instance.handle.0);
             instance.in_flight.fetch_sub(1, Ordering::AcqRel);
             instance.answered.fetch_add(1, Ordering::Relaxed);
@@ -535,7 +564,7 @@ impl Shared {
         }
         let known = lock(&instance.tested).passed.clone();
         let mut results = BTreeMap::new();
-        for test in &self.tests {
+        for test in self.tests_of(instance) {
             if self.stopping.load(Ordering::Acquire) {
                 return;
             }
@@ -554,7 +583,7 @@ impl Shared {
         {
             let mut tested = lock(&instance.tested);
             if whole {
-                tested.passed = self.tests.iter().map(|test| (test.operation, false)).collect();
+                tested.passed = self.tests_of(instance).map(|test| (test.operation, false)).collect();
             }
             tested.passed.extend(results);
         }
@@ -570,6 +599,11 @@ impl Shared {
         lock(&instance.tested).at = Some(Instant::now());
     }
 
+    fn tests_of(&self, instance: &Instance) -> impl Iterator<Item = &Test> {
+        let service = instance.service;
+        self.tests.iter().filter(move |test| Service::of(test.operation) == service)
+    }
+
     /// None where no answer came.
     fn test_one(&self, place: usize, test: &Test) -> Option<bool> {
         for _ in 0..TRIES {
@@ -577,7 +611,7 @@ impl Shared {
             match self.submit_to(place, &test.work, reply) {
                 Ok(()) => {
                     return match ticket.wait(self.care.test_deadline)? {
-                        Answer::Done(output) => Some(output == test.answer),
+                        Answer::Done(output) => Some(test.passes(&output)),
                         Answer::Invalid | Answer::Failed(_) => Some(false),
                     };
                 }
@@ -668,8 +702,17 @@ fn start(library: &Library, process: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Finds and starts every instance; those that do not start are left out.
-fn instances(library: &Library) -> Result<Vec<(Handle, Information)>, String> {
+/// An instance that was started.
+#[derive(Debug)]
+struct Found {
+    handle: Handle,
+    service: Service,
+    information: Information,
+    intermediate: Option<Intermediate>,
+}
+
+/// Finds and starts every instance for crypto; those that do not start are left out.
+fn instances(library: &Library) -> Result<Vec<Found>, String> {
     let cpa = &library.cpa;
     let lacking = |name: &str| format!("the library has no {name}");
     let count = cpa.cpaCyGetNumInstances.as_ref().map_err(|_missing| lacking("cpaCyGetNumInstances"))?;
@@ -693,7 +736,7 @@ fn instances(library: &Library) -> Result<Vec<(Handle, Information)>, String> {
     let mut started = Vec::new();
     let mut failed = Vec::new();
     for handle in handles {
-        let information = Information::of(library, handle);
+        let information = Information::of(library.cpa.cpaCyInstanceGetInfo2.as_ref().ok(), handle);
         if let (Ok(set), Ok(translate)) =
             (cpa.cpaCySetAddressTranslation.as_ref(), library.usdm.qaeVirtToPhysNUMA.as_ref())
         {
@@ -707,12 +750,82 @@ fn instances(library: &Library) -> Result<Vec<(Handle, Information)>, String> {
         // SAFETY: the handle is one that the library gave.
         let status = unsafe { begin(handle) };
         if status == CPA_STATUS_SUCCESS {
-            started.push((Handle(handle), information));
+            started.push(Found { handle: Handle(handle), service: Service::Crypto, information, intermediate: None });
         } else {
             failed.push(format!("{}: cpaCyStartInstance answers {status}", information.name));
         }
     }
     if started.is_empty() { Err(failed.join("; ")) } else { Ok(started) }
+}
+
+/// The same for those that compress, where the library is one whose structures are known.
+fn compressing(library: &Arc<Library>) -> Result<Vec<Found>, String> {
+    let cpa = &library.cpa;
+    if !library.abi().compression {
+        let version = library.version().map_or("unknown".to_owned(), |version| version.to_string());
+        return Err(format!("of version {version} the structures are not known, so the CPU does that"));
+    }
+    let lacking = |name: &str| format!("the library has no {name}");
+    let count = cpa.cpaDcGetNumInstances.as_ref().map_err(|_missing| lacking("cpaDcGetNumInstances"))?;
+    let list = cpa.cpaDcGetInstances.as_ref().map_err(|_missing| lacking("cpaDcGetInstances"))?;
+    cpa.icp_sal_DcPollInstance.as_ref().map_err(|_missing| lacking("icp_sal_DcPollInstance"))?;
+    let mut number = 0;
+    // SAFETY: writes one number where it is told to.
+    let status = unsafe { count(&raw mut number) };
+    if status != CPA_STATUS_SUCCESS || number == 0 {
+        return Err(format!("no instance (cpaDcGetNumInstances answers {status})"));
+    }
+    let mut handles = vec![std::ptr::null_mut(); usize::from(number)];
+    // SAFETY: the array has room for as many as are asked for.
+    let status = unsafe { list(number, handles.as_mut_ptr()) };
+    if status != CPA_STATUS_SUCCESS {
+        return Err(format!("cpaDcGetInstances answers {status}"));
+    }
+    let started: Vec<_> = handles.into_iter().map(|handle| compressing_by(library, handle)).collect();
+    if started.iter().all(Result::is_err) {
+        return Err(started.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "));
+    }
+    Ok(started.into_iter().flatten().collect())
+}
+
+fn compressing_by(library: &Arc<Library>, handle: CpaInstanceHandle) -> Result<Found, String> {
+    let cpa = &library.cpa;
+    let information = Information::of(cpa.cpaDcInstanceGetInfo2.as_ref().ok(), handle);
+    let failed = |what: &str, status: CpaStatus| format!("{}: {what} answers {status}", information.name);
+    if let (Ok(set), Ok(translate)) = (cpa.cpaDcSetAddressTranslation.as_ref(), library.usdm.qaeVirtToPhysNUMA.as_ref())
+    {
+        // SAFETY: the function is the memory driver's own, made for this.
+        let status = unsafe { set(handle, Some(*translate)) };
+        if status != CPA_STATUS_SUCCESS {
+            return Err(failed("cpaDcSetAddressTranslation", status));
+        }
+    }
+    let (mut number, mut metadata) = (0, 0);
+    if let Ok(ask) = cpa.cpaDcGetNumIntermediateBuffers.as_ref() {
+        // SAFETY: writes one number where it is told to.
+        let status = unsafe { ask(handle, &raw mut number) };
+        if status != CPA_STATUS_SUCCESS {
+            return Err(failed("cpaDcGetNumIntermediateBuffers", status));
+        }
+    }
+    if let Ok(ask) = cpa.cpaDcBufferListGetMetaSize.as_ref() {
+        // SAFETY: writes one number where it is told to.
+        let status = unsafe { ask(handle, 1, &raw mut metadata) };
+        if status != CPA_STATUS_SUCCESS {
+            return Err(failed("cpaDcBufferListGetMetaSize", status));
+        }
+    }
+    let mut intermediate = Intermediate::new(library, information.numa(), number, metadata)
+        .ok_or_else(|| format!("{}: there is no pinned memory for its buffers", information.name))?;
+    let Ok(begin) = cpa.cpaDcStartInstance.as_ref() else {
+        return Err("the library has no cpaDcStartInstance".to_owned());
+    };
+    // SAFETY: the handle is one that the library gave; the lists live as long as the instance is started.
+    let status = unsafe { begin(handle, number, intermediate.lists.as_mut_ptr()) };
+    if status != CPA_STATUS_SUCCESS {
+        return Err(failed("cpaDcStartInstance", status));
+    }
+    Ok(Found { handle: Handle(handle), service: Service::Compression, information, intermediate: Some(intermediate) })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

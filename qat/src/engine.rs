@@ -1,6 +1,6 @@
 //! Who does an operation, and that it gets done: route, submit, wait, check, and the CPU for whatever did not come of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::job::{
     Answer, Backend, CipherWork, Direction, Operation, Output, Place, Reason, Text, Ticket, Verdict, Work, ticket,
 };
 use crate::key::{Cipher, CipherKey, EcPrivate, PrivateKey, RsaPrivate, X25519Private};
-use crate::{Error, cpu};
+use crate::{Error, cpu, deflate};
 
 /// How an engine is set up.
 #[derive(Debug)]
@@ -340,6 +340,38 @@ impl Engine {
         Ok(opened?.0)
     }
 
+    /// A gzip file of the text, in parts that may be under way at once.
+    pub fn gzip(&self, text: &[u8]) -> Result<Vec<u8>, Error> {
+        // Of nothing there is one part as well.
+        let count = text.len().div_ceil(deflate::PART).max(1);
+        let part = |number: usize| {
+            let rest = &text[number * deflate::PART..];
+            let text = rest[..rest.len().min(deflate::PART)].to_vec();
+            self.submit(Work::Deflate { text, last: number + 1 == count })
+        };
+        let mut shorter = Vec::with_capacity(count);
+        let mut pending = VecDeque::new();
+        for number in 0..count {
+            if pending.len() >= PARTS {
+                shorter.extend(pending.pop_front().map(Self::shorter).transpose()?);
+            }
+            pending.push_back(part(number));
+        }
+        for pending in pending {
+            shorter.push(Self::shorter(pending)?);
+        }
+        Ok(deflate::gzip(&shorter, text))
+    }
+
+    fn shorter(pending: Pending<'_>) -> Result<Vec<u8>, Error> {
+        Ok(text(pending.wait()?.output).to_vec())
+    }
+
+    /// The text of a gzip file of one member, if it is whole and no longer than `at_most`.
+    pub fn gunzip(&self, file: &[u8], at_most: usize) -> Result<Text, Error> {
+        Ok(text(self.run(Work::Inflate(deflate::gunzip(file, at_most)?))?.output))
+    }
+
     fn cipher(&self, work: CipherWork) -> Result<(Text, Vec<u8>), Error> {
         let CipherWork { iv, text, .. } = &work;
         let cipher = work.key.cipher();
@@ -533,6 +565,13 @@ fn bytes(output: Output) -> Zeroizing<Vec<u8>> {
     }
 }
 
+fn text(output: Output) -> Text {
+    match output {
+        Output::Text { text, .. } => text,
+        Output::Bytes(_) | Output::Point { .. } | Output::Signature { .. } => unreachable!("deflate gives a text"),
+    }
+}
+
 fn openssl(what: &'static str) -> impl FnOnce(openssl::error::ErrorStack) -> Error {
     move |source| Error::OpenSsl { what, source }
 }
@@ -548,5 +587,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How long a start waits for the first tests.
 const STARTING: Duration = Duration::from_secs(10);
+/// Parts of one text that are under way at once.
+const PARTS: usize = 16;
 /// The first byte of an uncompressed point.
 const UNCOMPRESSED: u8 = 4;

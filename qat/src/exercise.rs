@@ -10,9 +10,9 @@ use zeroize::Zeroizing;
 
 use crate::calibrate::Latencies;
 use crate::engine::{Checks, Engine, thread_time};
-use crate::job::{CipherWork, Direction, Operation, Output, Work};
+use crate::job::{CipherWork, Direction, InflateWork, Operation, Output, Work};
 use crate::key::{Cipher, CipherKey, Curve, EcPrivate, KeyError, PrivateKey, RsaPrivate, X25519Private};
-use crate::{Error, cpu, selftest};
+use crate::{Error, cpu, deflate, selftest};
 
 /// Keys of every kind, good for nothing else.
 #[derive(Debug)]
@@ -90,10 +90,11 @@ impl Exercise {
         for direction in [Direction::Seal, Direction::Open] {
             operations.extend(CIPHERS.map(|cipher| Operation::Cipher(cipher, direction)));
         }
+        operations.extend([Operation::Deflate, Operation::Inflate]);
         operations
     }
 
-    /// One to do; another one for each `number`. `length` is of the text, in whole blocks, of ciphers alone.
+    /// One to do; another one for each `number`. `length` is of the text, in whole blocks, of ciphers and of deflate alone.
     pub fn work(&self, operation: Operation, length: usize, number: u64) -> Result<Work, Error> {
         let unknown = || Error::Length { operation: "a made-up key", given: 0, taken: operation.to_string() };
         let ec = |curve: Curve| {
@@ -123,6 +124,16 @@ impl Exercise {
                 Work::X25519 { key: Arc::clone(&self.x25519), peer }
             }
             Operation::Cipher(..) => return self.text(operation, length.max(16).next_multiple_of(16), 13, number),
+            Operation::Deflate => Work::Deflate { text: prose(number, length.max(1)), last: !number.is_multiple_of(3) },
+            Operation::Inflate => {
+                let text = prose(number, length.max(1));
+                let work = InflateWork {
+                    text: deflate::deflate(&text, true),
+                    length: text.len(),
+                    crc: deflate::crc_of(&text),
+                };
+                Work::Inflate(work)
+            }
         })
     }
 
@@ -225,11 +236,12 @@ impl Exercise {
     }
 }
 
-/// By the public key for a signature, which is another one each time; else by doing it again.
+/// By the public key for a signature, which is another one each time; a text that was made shorter, by making it long
+/// again; else by doing it again.
 fn is_right(work: &Work, output: &Output) -> bool {
     match work {
-        Work::EcdsaSign { .. } => cpu::right(work, output, Checks::Every),
-        Work::RsaPrivate { .. } | Work::Ecdh { .. } | Work::X25519 { .. } | Work::Cipher(_) => {
+        Work::EcdsaSign { .. } | Work::Deflate { .. } => cpu::right(work, output, Checks::Every),
+        Work::RsaPrivate { .. } | Work::Ecdh { .. } | Work::X25519 { .. } | Work::Cipher(_) | Work::Inflate(_) => {
             cpu::run(work).is_ok_and(|ours| ours.agrees(output))
         }
     }
@@ -248,6 +260,28 @@ fn bytes(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// A text with about as much in it as a log has.
+fn prose(seed: u64, length: usize) -> Vec<u8> {
+    let words =
+        bytes(seed, length.div_ceil(4)).into_iter().flat_map(|byte| WORDS[usize::from(byte) % WORDS.len()].bytes());
+    words.take(length).collect()
+}
+
+const WORDS: [&str; 13] = [
+    "wan1 ",
+    "wan2 ",
+    "office ",
+    "guests ",
+    "denied ",
+    "tcp/443 ",
+    "10.10.50.7 ",
+    "is up ",
+    "is down ",
+    "loss 3 % ",
+    "flows ",
+    "since ",
+    "\n----",
+];
 const CURVES: [Curve; 2] = [Curve::P256, Curve::P384];
 const CIPHERS: [Cipher; 4] =
     [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::Aes128CbcHmacSha256, Cipher::Aes256CbcHmacSha256];

@@ -34,6 +34,24 @@ pub enum Work {
         peer: [u8; 32],
     },
     Cipher(CipherWork),
+    /// A text to be made shorter: raw deflate (RFC 1951). What is not the last part ends at a whole byte, and more of it may
+    /// follow; no part refers to what was before.
+    Deflate {
+        text: Vec<u8>,
+        last: bool,
+    },
+    /// The last part of such, to be made long again.
+    Inflate(InflateWork),
+}
+
+/// A text to make long again, and what is known of the one that it was: with that any answer can be told right or wrong.
+#[derive(Debug, Clone)]
+pub struct InflateWork {
+    pub text: Vec<u8>,
+    /// Bytes of the result.
+    pub length: usize,
+    /// CRC-32 of the result.
+    pub crc: u32,
 }
 
 /// A text to seal or to open.
@@ -63,6 +81,8 @@ pub enum Operation {
     Ecdh(Curve),
     X25519,
     Cipher(Cipher, Direction),
+    Deflate,
+    Inflate,
 }
 
 impl fmt::Display for Operation {
@@ -73,6 +93,8 @@ impl fmt::Display for Operation {
             Self::Ecdh(curve) => write!(f, "ECDH {curve:?}"),
             Self::X25519 => f.write_str("X25519"),
             Self::Cipher(cipher, direction) => write!(f, "{cipher:?} {direction:?}"),
+            Self::Deflate => f.write_str("deflate"),
+            Self::Inflate => f.write_str("inflate"),
         }
     }
 }
@@ -85,6 +107,8 @@ impl Work {
             Self::Ecdh { key, .. } => Operation::Ecdh(key.curve()),
             Self::X25519 { .. } => Operation::X25519,
             Self::Cipher(work) => Operation::Cipher(work.key.cipher(), work.direction),
+            Self::Deflate { .. } => Operation::Deflate,
+            Self::Inflate(_) => Operation::Inflate,
         }
     }
 
@@ -93,6 +117,9 @@ impl Work {
         match self {
             Self::RsaPrivate { .. } | Self::EcdsaSign { .. } | Self::Ecdh { .. } | Self::X25519 { .. } => 0,
             Self::Cipher(work) => work.text.len(),
+            Self::Deflate { text, .. } => text.len(),
+            // The cost is in what comes out.
+            Self::Inflate(work) => work.length,
         }
     }
 
@@ -114,15 +141,15 @@ pub enum Output {
         r: Vec<u8>,
         s: Vec<u8>,
     },
-    /// The tag is empty for a text that was opened.
+    /// The tag is empty for a text that was opened, and for one that was in no cipher.
     Text {
         text: Text,
         tag: Vec<u8>,
     },
 }
 
-/// A text out of a cipher. One that was opened is zeroed when it goes. One that was sealed is for all to see, and zeroing
-/// it would cost as much as sealing it did.
+/// A text out of a cipher, or one made shorter or long again. One that was opened is zeroed when it goes. The others are
+/// for all to see, and zeroing one would cost as much as sealing it did.
 #[derive(Clone)]
 pub struct Text {
     bytes: Vec<u8>,

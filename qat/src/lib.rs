@@ -1,6 +1,6 @@
 //! Crypto operations for TLS and its like, on a QuickAssist device where there is one and on the CPU always.
 //!
-//! [`Engine`] is the whole of it for callers: a signature, a shared secret, a sealed text. No trouble of a device reaches
+//! [`Engine`] is the whole of it for callers: a signature, a shared secret, a sealed text, one made shorter. No trouble of a device reaches
 //! them: what is busy, silent, reset or wrong is done again by OpenSSL, and the [`Reason`] is counted. An error is the
 //! caller's own: a key or an input with which the operation cannot be.
 //!
@@ -11,6 +11,7 @@ mod batch;
 mod breaker;
 mod calibrate;
 mod cpu;
+mod deflate;
 mod device;
 mod discovery;
 mod encoding;
@@ -29,8 +30,8 @@ pub use encoding::{Hash, Scheme};
 pub use engine::{Checks, Counts, Done, Engine, Options, Pending, Route, Signed, Status};
 pub use exercise::{Exercise, Load, Rate, known_answers};
 pub use job::{
-    Answer, Backend, CipherWork, Direction, Operation, Output, Place, Reason, Refusal, Reply, Text, Ticket, Verdict,
-    Work, ticket,
+    Answer, Backend, CipherWork, Direction, InflateWork, Operation, Output, Place, Reason, Refusal, Reply, Text,
+    Ticket, Verdict, Work, ticket,
 };
 pub use key::{Cipher, CipherKey, Curve, EcPrivate, KeyError, PrivateKey, RsaPrivate, X25519Private};
 
@@ -45,6 +46,10 @@ pub enum Error {
     Peer,
     #[error("the text is not authentic: another key, another nonce, or somebody changed it")]
     NotAuthentic,
+    #[error("this is no whole gzip file of one member: ask again for it")]
+    NotIntact,
+    #[error("the gzip file says that it has {length} bytes of text, and {at_most} are the most that may be")]
+    TooLong { length: usize, at_most: usize },
     #[error("the ciphertext is not for this key")]
     NotDecryptable,
     #[error("OpenSSL: {what}")]

@@ -134,14 +134,20 @@ fn no_operation_fails_or_is_wrong_under_any_fault() {
     }
 }
 
+/// A function, and which operations are the CPU's without it.
+type Lacking = (&'static str, fn(Operation) -> bool);
+
 /// What one library or another lacks, and whose function that is.
-const LACKING: [(&str, fn(Operation) -> bool); 11] = [
+const LACKING: [Lacking; 14] = [
     ("cpaCyRsaDecrypt", |operation| matches!(operation, Operation::RsaPrivate(_))),
     ("cpaCyEcdsaSignRS", |operation| matches!(operation, Operation::EcdsaSign(_))),
     ("cpaCyEcPointMultiply", |operation| matches!(operation, Operation::Ecdh(_))),
     ("cpaCyEcMontEdwdsPointMultiply", |operation| operation == Operation::X25519),
     ("cpaCySymInitSession", |operation| matches!(operation, Operation::Cipher(..))),
     ("cpaCySymRemoveSession", |operation| matches!(operation, Operation::Cipher(..))),
+    ("cpaDcCompressData2", |operation| operation == Operation::Deflate),
+    ("cpaDcDecompressData", |operation| operation == Operation::Inflate),
+    ("cpaDcStartInstance", |operation| matches!(operation, Operation::Deflate | Operation::Inflate)),
     ("cpaCyInstanceSetNotificationCb", |_| false),
     ("icp_sal_poll_device_events", |_| false),
     ("icp_sal_reset_device", |_| false),

@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Keys, impatient};
+use common::{Keys, gzip, impatient};
 use qat::{Checks, Engine, Error, Hash, Installed, Operation, Options, PrivateKey, Reason, Route, State, Work};
 use qat_sim::{Count, Fault, Simulator};
 use zeroize::Zeroizing;
@@ -55,11 +55,11 @@ fn end(simulator: &Simulator, engine: Engine) {
 fn every_operation_goes_to_a_device_that_works() {
     let (simulator, engine, keys) = site();
     let status = engine.status();
-    assert_eq!(status.instances.len(), 3);
-    for instance in &status.instances {
+    assert_eq!(status.instances.len(), 6);
+    for (number, instance) in status.instances.iter().enumerate() {
         assert!(instance.name.contains("simulator"), "{instance:?}");
         assert!(matches!(instance.state, State::Closed { .. }), "{instance:?}");
-        assert_eq!(instance.tests.len(), 16, "{instance:?}");
+        assert_eq!(instance.tests.len(), if number < 3 { 16 } else { 2 }, "{instance:?}");
         assert!(instance.tests.values().all(|passed| *passed), "{instance:?}");
     }
     for which in 0..3 {
@@ -75,10 +75,16 @@ fn every_operation_goes_to_a_device_that_works() {
             keys.cipher(&engine, which, length, b"additional");
         }
     }
+    for length in [1, 100, 40_000, 200_000] {
+        gzip(&engine, length);
+    }
     let counts = engine.status().counts;
-    assert_eq!(counts.len(), 16);
+    assert_eq!(counts.len(), 18);
     for (operation, counts) in counts {
-        assert!(counts.cpu.is_empty() && counts.offloaded > 0, "{operation}: {counts:?}");
+        // There is room for so much, and a text that was made shorter in one piece cannot be cut.
+        let too_long = u64::from(operation == Operation::Inflate);
+        assert_eq!(counts.cpu.values().sum::<u64>(), too_long, "{operation}: {counts:?}");
+        assert!(counts.offloaded > 0, "{operation}: {counts:?}");
     }
     end(&simulator, engine);
 }
@@ -204,8 +210,8 @@ fn an_instance_that_restarts_is_tested_first() {
     sign(&engine, keys);
     assert_eq!(because(&engine, Reason::NoInstance), 1);
     wait_for("they are in use", || all_in_use(&engine));
-    for (before, after) in before.into_iter().zip(answers()) {
-        assert!(after >= before + 16, "every known answer was asked for again");
+    for ((before, after), tests) in before.into_iter().zip(answers()).zip([16, 16, 16, 4, 4, 4]) {
+        assert!(after >= before + tests, "every known answer was asked for again");
     }
     sign(&engine, keys);
     assert_eq!(engine.status().counts[&RSA].offloaded, 1);
@@ -250,7 +256,8 @@ fn a_known_answer_that_does_not_come_keeps_that_operation_of_that_instance_out_o
     let engine = Engine::start(Options { retest: Duration::from_hours(1), ..impatient(&simulator) });
     let instances = engine.status().instances;
     assert!(instances.iter().all(|instance| matches!(instance.state, State::Closed { .. })), "{instances:?}");
-    assert_eq!(instances.iter().map(failed_tests).collect::<Vec<_>>(), [vec![], vec![Operation::X25519], vec![]]);
+    let failed: Vec<_> = instances.iter().map(failed_tests).collect();
+    assert_eq!(failed, [vec![], vec![Operation::X25519], vec![], vec![], vec![], vec![]]);
     assert_eq!(instances[1].tests.len(), 16);
     let corrupted = simulator.count(Count::Corrupted);
     let before = instances[1].answered;
@@ -325,6 +332,62 @@ fn a_bad_input_of_a_peer_does_not_put_the_device_out_of_use() {
         assert_eq!(engine.status().counts[&Operation::X25519].offloaded, 1);
         end(&simulator, engine);
     }
+}
+
+#[test]
+fn a_library_whose_structures_are_not_known_compresses_nothing() {
+    let simulator = Simulator::of_version("04.28.0");
+    simulator.behave();
+    let engine = Engine::start(impatient(&simulator));
+    let status = engine.status();
+    assert_eq!(status.instances.len(), 3);
+    let told = status.discovery.steps.iter().find(|step| step.what == "compression").unwrap();
+    assert!(told.found.as_ref().is_err_and(|reason| reason.contains("4.28.0")), "{told:?}");
+    assert_eq!(status.discovery.missing(), None);
+    gzip(&engine, 1_000);
+    sign(&engine, Keys::get());
+    let counts = engine.status().counts;
+    assert_eq!(counts[&Operation::Deflate].cpu, [(Reason::NotSupported, 1)].into());
+    assert_eq!(counts[&RSA].offloaded, 1);
+    end(&simulator, engine);
+}
+
+#[test]
+fn files_that_are_not_whole_do_not_put_the_device_out_of_use() {
+    let (simulator, engine, _) = site();
+    let text: Vec<u8> = (0..9_000_u32).flat_map(u32::to_le_bytes).collect();
+    let whole = engine.gzip(&text).unwrap();
+    for place in [12, 200, 5_000, whole.len() - 10, whole.len() - 6, whole.len() - 2] {
+        for _ in 0..4 {
+            let mut file = whole.clone();
+            file[place] ^= 0x10;
+            let read = engine.gunzip(&file, 100_000);
+            assert!(matches!(read, Err(Error::NotIntact | Error::TooLong { .. })), "{place}: {read:?}");
+        }
+        assert!(engine.gunzip(&whole[..place], 100_000).is_err(), "{place}");
+    }
+    assert!(all_in_use(&engine));
+    gzip(&engine, 1_000);
+    assert_eq!(*engine.gunzip(&whole, text.len()).unwrap(), text);
+    assert!(matches!(engine.gunzip(&whole, text.len() - 1), Err(Error::TooLong { .. })));
+    end(&simulator, engine);
+}
+
+#[test]
+fn what_was_made_shorter_wrongly_never_leaves() {
+    let (simulator, engine, _) = site();
+    simulator.set(Fault::Corrupt, 1000);
+    for _ in 0..3 {
+        gzip(&engine, 1_000);
+    }
+    let counts = engine.status().counts;
+    assert_eq!(counts[&Operation::Deflate].offloaded, 0);
+    assert!(counts[&Operation::Deflate].cpu[&Reason::WrongAnswer] >= 1, "{counts:?}");
+    simulator.behave();
+    wait_for("all are in use again", || all_in_use(&engine));
+    gzip(&engine, 1_000);
+    assert_eq!(engine.status().counts[&Operation::Deflate].offloaded, 1);
+    end(&simulator, engine);
 }
 
 #[test]

@@ -84,6 +84,15 @@ impl Simulator {
 
     /// A library that lacks some functions.
     pub fn without(functions: &[&str]) -> Self {
+        Self::changed(functions, "24.02.0")
+    }
+
+    /// A library that says it is of that version, in as many letters as `24.02.0`.
+    pub fn of_version(version: &str) -> Self {
+        Self::changed(&[], version)
+    }
+
+    fn changed(functions: &[&str], version: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary folder can be made");
         let path = directory.path().join("libqat_sim.so");
         let mut bytes = std::fs::read(built()).expect("cargo builds the simulator's library beside the tests");
@@ -94,6 +103,9 @@ impl Simulator {
             // The name in the table of symbols: under the old hash there is another name.
             bytes[at + 1] = b'X';
         }
+        let label = b"QAT_SOFTWARE_VERSION=24.02.0";
+        let at = bytes.windows(label.len()).position(|window| window == label).expect("the simulator has a version");
+        bytes[at + label.len() - version.len()..at + label.len()].copy_from_slice(version.as_bytes());
         std::fs::write(&path, bytes).expect("the folder can be written");
         // SAFETY: the library is this very crate, which has no initialisers.
         let library = unsafe { Library::open(Some(&path), libloading::os::unix::RTLD_NOW) }.expect("the copy opens");

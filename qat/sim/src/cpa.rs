@@ -21,7 +21,12 @@ use crate::memory::{Region, load, lock, regions};
 
 /// Bytes of a session's context and of the metadata of a list, such as the real library asks for.
 const CONTEXT: u32 = 576;
-const META: u32 = 208;
+pub(crate) const META: u32 = 208;
+
+/// As a library carries its version: the one whose structures these are.
+#[used]
+#[unsafe(no_mangle)]
+static QAT_SIM_VERSION: [u8; 29] = *b"QAT_SOFTWARE_VERSION=24.02.0\0";
 
 #[unsafe(no_mangle)]
 extern "C" fn icp_sal_userIsQatAvailable() -> CpaBoolean {
@@ -93,20 +98,8 @@ unsafe extern "C" fn cpaCyGetInstances(number: u16, handles: *mut CpaInstanceHan
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cpaCyInstanceGetInfo2(handle: CpaInstanceHandle, info: *mut CpaInstanceInfo2) -> CpaStatus {
     let Some(index) = device::index(handle) else { return CPA_STATUS_INVALID_PARAM };
-    // SAFETY: every field is a number or an array of numbers.
-    let mut filled: CpaInstanceInfo2 = unsafe { std::mem::zeroed() };
-    name(&mut filled.vendorName, "Quadway simulator");
-    name(&mut filled.partName, "simulator");
-    name(&mut filled.swVersion, "0.0 simulator");
-    name(&mut filled.instName, &format!("simulator {index}"));
-    name(&mut filled.instID, &format!("simulator_{index}"));
-    filled.physInstId.packageId = u16::try_from(index).unwrap_or_default();
-    filled.operState = CPA_OPER_STATE_UP;
-    filled.requiresPhysicallyContiguousMemory = CPA_TRUE;
-    filled.isPolled = CPA_TRUE;
-    filled.isOffloaded = CPA_FALSE;
     // SAFETY: the caller's, as the API has it.
-    unsafe { put(info, filled) }
+    unsafe { put(info, describe(&format!("simulator {index}"), index)) }
 }
 
 #[unsafe(no_mangle)]
@@ -150,9 +143,9 @@ extern "C" fn cpaCyInstanceSetNotificationCb(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cpaCyBufferListGetMetaSize(_: CpaInstanceHandle, _buffers: u32, size: *mut u32) -> CpaStatus {
+unsafe extern "C" fn cpaCyBufferListGetMetaSize(_: CpaInstanceHandle, buffers: u32, size: *mut u32) -> CpaStatus {
     // SAFETY: the caller's, as the API has it.
-    unsafe { put(size, META) }
+    unsafe { meta_size(buffers, size) }
 }
 
 #[unsafe(no_mangle)]
@@ -444,11 +437,35 @@ extern "C" fn qaeVirtToPhysNUMA(at: *mut c_void) -> u64 {
     if device::get().pinned.has(Region::new(at.cast_const().cast::<u8>(), 1)) { at as u64 } else { 0 }
 }
 
-fn submit(handle: CpaInstanceHandle, submission: Submission) -> CpaStatus {
+/// What an instance of that device tells of itself.
+pub(crate) fn describe(instance: &str, package: usize) -> CpaInstanceInfo2 {
+    // SAFETY: every field is a number or an array of numbers.
+    let mut filled: CpaInstanceInfo2 = unsafe { std::mem::zeroed() };
+    name(&mut filled.vendorName, "Quadway simulator");
+    name(&mut filled.partName, "simulator");
+    name(&mut filled.swVersion, "0.0 simulator");
+    name(&mut filled.instName, instance);
+    name(&mut filled.instID, &instance.replace(' ', "_"));
+    filled.physInstId.packageId = u16::try_from(package).unwrap_or_default();
+    filled.operState = CPA_OPER_STATE_UP;
+    filled.requiresPhysicallyContiguousMemory = CPA_TRUE;
+    filled.isPolled = CPA_TRUE;
+    filled.isOffloaded = CPA_FALSE;
+    filled
+}
+
+/// # Safety
+/// `size` is the caller's, as the API has it.
+pub(crate) unsafe fn meta_size(_buffers: u32, size: *mut u32) -> CpaStatus {
+    // SAFETY: the caller answers for it.
+    unsafe { put(size, META) }
+}
+
+pub(crate) fn submit(handle: CpaInstanceHandle, submission: Submission) -> CpaStatus {
     device::index(handle).map_or(CPA_STATUS_INVALID_PARAM, |index| device::get().submit(index, submission))
 }
 
-fn whole<T>(at: *const T) -> Region {
+pub(crate) fn whole<T>(at: *const T) -> Region {
     Region::new(at, size_of::<T>())
 }
 
@@ -458,7 +475,7 @@ fn name(field: &mut [u8], text: &str) {
 
 /// # Safety
 /// `at` is null or points to a `T` of the caller's.
-unsafe fn put<T>(at: *mut T, value: T) -> CpaStatus {
+pub(crate) unsafe fn put<T>(at: *mut T, value: T) -> CpaStatus {
     if at.is_null() {
         return CPA_STATUS_INVALID_PARAM;
     }

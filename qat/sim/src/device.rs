@@ -7,15 +7,17 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use qat_sys::{
-    CPA_FALSE, CPA_INSTANCE_EVENT_RESTARTED, CPA_INSTANCE_EVENT_RESTARTING, CPA_STATUS_FAIL, CPA_STATUS_RESTARTING,
-    CPA_STATUS_RETRY, CPA_STATUS_SUCCESS, CPA_TRUE, CpaBufferList, CpaCyEcPointMultiplyCbFunc, CpaCyEcdsaSignRSCbFunc,
-    CpaCyGenFlatBufCbFunc, CpaCyInstanceNotificationCbFunc, CpaCySymCbFunc, CpaFlatBuffer, CpaInstanceEvent, CpaStatus,
+    CPA_DC_INVALID_CODE, CPA_DC_OK, CPA_FALSE, CPA_INSTANCE_EVENT_RESTARTED, CPA_INSTANCE_EVENT_RESTARTING,
+    CPA_STATUS_FAIL, CPA_STATUS_RESTARTING, CPA_STATUS_RETRY, CPA_STATUS_SUCCESS, CPA_TRUE, CpaBufferList,
+    CpaCyEcPointMultiplyCbFunc, CpaCyEcdsaSignRSCbFunc, CpaCyGenFlatBufCbFunc, CpaCyInstanceNotificationCbFunc,
+    CpaCySymCbFunc, CpaDcCallbackFn, CpaDcRqResults, CpaFlatBuffer, CpaInstanceEvent, CpaStatus,
 };
 
 use crate::control::{Count, Fault};
 use crate::maths::{self, Algorithm, Session};
-use crate::memory::{Pinned, Region, lock};
+use crate::memory::{Pinned, Region, load, lock};
 
+/// Of either service. What has the same number is of one device, and is reset with it.
 pub(crate) const INSTANCES: usize = 3;
 pub(crate) const DEPTH: usize = 64;
 
@@ -28,7 +30,10 @@ pub(crate) fn get() -> &'static Device {
 pub(crate) struct Device {
     pub(crate) pinned: Pinned,
     pub(crate) sessions: Mutex<HashMap<usize, Session>>,
-    instances: [Instance; INSTANCES],
+    /// Those of compression, with whom to tell.
+    pub(crate) streams: Mutex<HashMap<usize, Stream>>,
+    /// Those for crypto first, then those that compress.
+    instances: [Instance; 2 * INSTANCES],
     /// What the device owns, by request.
     owned: Mutex<BTreeMap<u64, Owned>>,
     faults: [AtomicU64; 9],
@@ -36,6 +41,12 @@ pub(crate) struct Device {
     dice: AtomicU64,
     ids: AtomicU64,
     started: OnceLock<()>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream {
+    pub(crate) callback: CpaDcCallbackFn,
+    pub(crate) compresses: bool,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +105,8 @@ struct Done {
     status: CpaStatus,
     /// Whether there is a result: a point, a signature, a tag that is right.
     valid: bool,
+    /// Bytes of the first output.
+    produced: usize,
 }
 
 /// Whom to tell; pointers of the caller's, to be handed back.
@@ -103,6 +116,7 @@ pub(crate) enum Call {
     Sign { callback: CpaCyEcdsaSignRSCbFunc, tag: usize, op: usize, r: usize, s: usize },
     Point { callback: CpaCyEcPointMultiplyCbFunc, tag: usize, op: usize, x: usize, y: usize },
     Symmetric { callback: CpaCySymCbFunc, tag: usize, op: usize, to: usize },
+    Stream { callback: CpaDcCallbackFn, tag: usize, results: usize },
 }
 
 #[derive(Debug)]
@@ -141,13 +155,41 @@ pub(crate) enum Work {
         hashed: Region,
         tag: Region,
     },
+    Deflate {
+        session: usize,
+        text: Region,
+        last: bool,
+    },
+    Inflate {
+        session: usize,
+        text: Region,
+    },
+}
+
+impl Work {
+    fn session(&self) -> Option<usize> {
+        match *self {
+            Self::Symmetric { session, .. } | Self::Deflate { session, .. } | Self::Inflate { session, .. } => {
+                Some(session)
+            }
+            Self::RsaCrt { .. }
+            | Self::ModExp { .. }
+            | Self::Ecdsa { .. }
+            | Self::Multiply { .. }
+            | Self::X25519 { .. } => None,
+        }
+    }
+
+    fn is_of_a_stream(&self) -> bool {
+        matches!(self, Self::Deflate { .. } | Self::Inflate { .. })
+    }
 }
 
 impl Device {
     /// One thread per instance, for as long as the process lives.
     pub(crate) fn start(&'static self) {
         self.started.get_or_init(|| {
-            for index in 0..INSTANCES {
+            for index in 0..2 * INSTANCES {
                 std::thread::spawn(move || self.serve(index));
             }
         });
@@ -170,7 +212,7 @@ impl Device {
             return self.pinned.bytes() as u64;
         }
         if count == Count::Sessions as u32 {
-            return lock(&self.sessions).len() as u64;
+            return (lock(&self.sessions).len() + lock(&self.streams).len()) as u64;
         }
         self.counts.get(count as usize).map_or(0, |n| n.load(Ordering::Relaxed))
     }
@@ -231,14 +273,7 @@ impl Device {
             if clash {
                 self.tally(Count::Shared);
             }
-            let session = match submission.work {
-                Work::Symmetric { session, .. } => Some(session),
-                Work::RsaCrt { .. }
-                | Work::ModExp { .. }
-                | Work::Ecdsa { .. }
-                | Work::Multiply { .. }
-                | Work::X25519 { .. } => None,
-            };
+            let session = submission.work.session();
             let inputs = submission.inputs.iter().chain(&submission.structures).copied().collect();
             owned.insert(id, Owned { inputs, outputs: submission.outputs.clone(), session });
         }
@@ -262,7 +297,7 @@ impl Device {
         let instance = &self.instances[index];
         let mut ring = lock(&instance.ring);
         loop {
-            let hung = self.fault(Fault::Hang) & (1 << index) != 0;
+            let hung = self.fault(Fault::Hang) & (1 << (index % INSTANCES)) != 0;
             let now = Instant::now();
             let wait = match ring.waiting.front() {
                 Some(request) if !hung && request.due <= now => Duration::ZERO,
@@ -275,26 +310,36 @@ impl Device {
             }
             let Some(request) = ring.waiting.pop_front() else { continue };
             drop(ring);
-            let (status, valid) = self.work(index, &request);
+            let (status, valid, produced) = self.work(index, &request);
             ring = lock(&instance.ring);
             let status = if request.epoch == ring.epoch { status } else { CPA_STATUS_FAIL };
-            ring.done.push_back(Done { request, status, valid });
+            ring.done.push_back(Done { request, status, valid, produced });
         }
     }
 
-    fn work(&self, index: usize, request: &Request) -> (CpaStatus, bool) {
+    fn work(&self, index: usize, request: &Request) -> (CpaStatus, bool, usize) {
         if sum(request.submission.buffers()) != request.sums.0 {
             self.tally(Count::Touched);
         }
         self.look_at_structures(request);
         if self.strikes(Fault::Fail) {
             self.tally(Count::Failed);
-            return (CPA_STATUS_FAIL, false);
+            return (CPA_STATUS_FAIL, false, 0);
         }
-        let Ok(result) = compute(&request.submission.work) else { return (CPA_STATUS_FAIL, false) };
-        let valid = result.is_some();
+        let Ok(result) = compute(&request.submission.work) else { return (CPA_STATUS_FAIL, false, 0) };
         let outputs = &request.submission.outputs;
+        let is_of_a_stream = request.submission.work.is_of_a_stream();
+        let result = result.filter(|result| {
+            let fits = || result.iter().zip(outputs).all(|(bytes, region)| bytes.len() <= region.len);
+            !is_of_a_stream || fits()
+        });
+        let valid = result.is_some();
+        let mut produced = 0;
         for (region, mut bytes) in outputs.iter().zip(result.into_iter().flatten()) {
+            let mut region = *region;
+            if is_of_a_stream {
+                (region.len, produced) = (bytes.len(), bytes.len());
+            }
             // The whole buffer is written: zeros before a number that is shorter.
             while bytes.len() < region.len {
                 bytes.insert(0, 0);
@@ -305,7 +350,9 @@ impl Device {
         let is_x25519 = matches!(request.submission.work, Work::X25519 { .. });
         let wrong = is_x25519 && self.fault(Fault::WrongX25519) & (1 << index) != 0;
         let strikes = || wrong || self.strikes(Fault::Corrupt);
-        if let Some(region) = outputs.first().filter(|region| valid && region.len > 0 && strikes()) {
+        let first =
+            outputs.first().map(|region| if is_of_a_stream { Region { len: produced, ..*region } } else { *region });
+        if let Some(region) = first.filter(|region| valid && region.len > 0 && strikes()) {
             self.tally(Count::Corrupted);
             // SAFETY: as above.
             let mut bytes = unsafe { region.read() };
@@ -314,7 +361,7 @@ impl Device {
             // SAFETY: as above.
             unsafe { region.write(&bytes) };
         }
-        (CPA_STATUS_SUCCESS, valid)
+        (CPA_STATUS_SUCCESS, valid, produced)
     }
 
     /// Calls back for up to `quota` answers, all of them for zero.
@@ -338,12 +385,18 @@ impl Device {
         }
         self.tally(Count::Resets);
         self.faults[Fault::Hang as usize].fetch_and(!(1 << index), Ordering::Relaxed);
+        for index in [index, index + INSTANCES] {
+            self.reset_ring(index);
+        }
+    }
+
+    fn reset_ring(&self, index: usize) {
         let mut ring = self.ring(index);
         ring.epoch += 1;
         let lost = std::mem::take(&mut ring.lost);
         let waiting = std::mem::take(&mut ring.waiting);
         for request in lost.into_iter().chain(waiting) {
-            ring.done.push_back(Done { request, status: CPA_STATUS_FAIL, valid: false });
+            ring.done.push_back(Done { request, status: CPA_STATUS_FAIL, valid: false, produced: 0 });
         }
         if ring.restarting.is_none() {
             ring.events.push_back(CPA_INSTANCE_EVENT_RESTARTING);
@@ -356,16 +409,18 @@ impl Device {
         if index >= INSTANCES {
             return;
         }
-        let mut ring = self.ring(index);
-        if ring.restarting.is_none() && ring.announced.is_none() {
-            ring.events.push_back(CPA_INSTANCE_EVENT_RESTARTING);
-            ring.announced = Some(Instant::now() + Duration::from_millis(self.fault(Fault::Restart)));
+        for index in [index, index + INSTANCES] {
+            let mut ring = self.ring(index);
+            if ring.restarting.is_none() && ring.announced.is_none() {
+                ring.events.push_back(CPA_INSTANCE_EVENT_RESTARTING);
+                ring.announced = Some(Instant::now() + Duration::from_millis(self.fault(Fault::Restart)));
+            }
         }
     }
 
     /// Tells the caller of resets, from its own thread.
     pub(crate) fn tell_events(&self) {
-        for index in 0..INSTANCES {
+        for index in 0..2 * INSTANCES {
             loop {
                 let (event, notify) = {
                     let mut ring = self.ring(index);
@@ -415,6 +470,7 @@ impl Device {
             return false;
         }
         lock(&self.sessions).remove(&session);
+        lock(&self.streams).remove(&session);
         true
     }
 
@@ -428,7 +484,7 @@ pub(crate) fn handle(index: usize) -> *mut c_void {
 }
 
 pub(crate) fn index(handle: *mut c_void) -> Option<usize> {
-    (handle as usize).checked_sub(1).filter(|index| *index < INSTANCES)
+    (handle as usize).checked_sub(1).filter(|index| *index < 2 * INSTANCES)
 }
 
 impl Submission {
@@ -495,6 +551,8 @@ fn compute(work: &Work) -> maths::Answer<Vec<Vec<u8>>> {
                 }
             }
         },
+        Work::Deflate { session: _, text, last } => one(Some(maths::deflate(&get(text), *last))),
+        Work::Inflate { session: _, text } => one(maths::inflate(&get(text))),
     })
 }
 
@@ -521,9 +579,26 @@ fn call(done: &Done) {
             // SAFETY: as above.
             unsafe { callback(pointer(tag), done.status, kind, pointer(op), to as *mut CpaBufferList, valid) };
         }
+        Call::Stream { callback: Some(callback), tag, results } => {
+            let at = results as *mut CpaDcRqResults;
+            // SAFETY: the caller gave the structure with the request.
+            if let Some(mut filled) = unsafe { load(at.cast_const()) } {
+                // What a reset leaves undone says nothing of its results.
+                if done.status == CPA_STATUS_SUCCESS {
+                    filled.status = if done.valid { CPA_DC_OK } else { CPA_DC_INVALID_CODE };
+                    filled.produced = u32::try_from(done.produced).unwrap_or(u32::MAX);
+                }
+                // SAFETY: as above.
+                unsafe { at.write_unaligned(filled) };
+            }
+            let status = if done.valid { done.status } else { CPA_STATUS_FAIL };
+            // SAFETY: the caller gave the function and its arguments with the request.
+            unsafe { callback(pointer(tag), status) };
+        }
         Call::Flat { callback: None, .. }
         | Call::Sign { callback: None, .. }
         | Call::Point { callback: None, .. }
-        | Call::Symmetric { callback: None, .. } => {}
+        | Call::Symmetric { callback: None, .. }
+        | Call::Stream { callback: None, .. } => {}
     }
 }

@@ -1,6 +1,7 @@
-//! What a card computes, by OpenSSL, on numbers with the most significant byte first.
+//! What a card computes, by OpenSSL, on numbers with the most significant byte first; and deflate, by zlib-rs.
 #![expect(clippy::many_single_char_names, reason = "the letters are those of the standards")]
 
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 use openssl::bn::{BigNum, BigNumContext};
 use openssl::derive::Deriver;
 use openssl::ec::{EcGroup, EcPoint};
@@ -156,3 +157,20 @@ pub(crate) fn hmac_sha256(key: &[u8], text: &[u8]) -> Answer<Vec<u8>> {
     let mut signer = Signer::new(MessageDigest::sha256(), &key)?;
     Ok(Some(signer.sign_oneshot_to_vec(text)?))
 }
+
+/// With the level of a card, not of a program that takes its time.
+pub(crate) fn deflate(text: &[u8], last: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * text.len() + 1024);
+    let flush = if last { FlushCompress::Finish } else { FlushCompress::Full };
+    let done = Compress::new(Compression::fast(), false).compress_vec(text, &mut out, flush);
+    if done.is_ok() { out } else { Vec::new() }
+}
+
+pub(crate) fn inflate(text: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(MOST_LONGER);
+    let ended = Decompress::new(false).decompress_vec(text, &mut out, FlushDecompress::Finish);
+    matches!(ended, Ok(Status::StreamEnd)).then_some(out)
+}
+
+/// More than any caller has room for.
+const MOST_LONGER: usize = 256 * 1024;

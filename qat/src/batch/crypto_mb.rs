@@ -90,7 +90,7 @@ impl Multi for CryptoMb {
             Work::RsaPrivate { key, input } => input.len() == key.size(),
             Work::EcdsaSign { key, digest, .. } => digest.len() <= key.curve().size(),
             Work::Ecdh { .. } | Work::X25519 { .. } => true,
-            Work::Cipher(_) => false,
+            Work::Cipher(_) | Work::Deflate { .. } | Work::Inflate(_) => false,
         }
     }
 
@@ -100,7 +100,7 @@ impl Multi for CryptoMb {
             Operation::EcdsaSign(curve) => self.sign(curve, works),
             Operation::Ecdh(curve) => self.ecdh(curve, works),
             Operation::X25519 => self.x25519(works),
-            Operation::Cipher(..) => Vec::new(),
+            Operation::Cipher(..) | Operation::Deflate | Operation::Inflate => Vec::new(),
         }
     }
 }
@@ -234,7 +234,7 @@ impl Library {
                 Operation::Ecdh(Curve::P256) => (MBX_ALGO_EC_NIST_P256, functions.mbx_nistp256_ecdh_mb8.is_ok()),
                 Operation::Ecdh(Curve::P384) => (MBX_ALGO_EC_NIST_P384, functions.mbx_nistp384_ecdh_mb8.is_ok()),
                 Operation::X25519 => (MBX_ALGO_X25519, functions.mbx_x25519_mb8.is_ok()),
-                Operation::Cipher(..) => return false,
+                Operation::Cipher(..) | Operation::Deflate | Operation::Inflate => return false,
             };
             is_there && does(algorithm)
         };

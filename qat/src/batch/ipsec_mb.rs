@@ -99,7 +99,12 @@ impl Multi for IpsecMb {
                     !text.is_empty() && additional.len() + iv.len() + text.len() <= LONGEST_CBC
                 }
             },
-            Work::RsaPrivate { .. } | Work::EcdsaSign { .. } | Work::Ecdh { .. } | Work::X25519 { .. } => false,
+            Work::RsaPrivate { .. }
+            | Work::EcdsaSign { .. }
+            | Work::Ecdh { .. }
+            | Work::X25519 { .. }
+            | Work::Deflate { .. }
+            | Work::Inflate(_) => false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use qat_sys::{CPA_STATUS_SUCCESS, CpaInstanceHandle, CpaInstanceInfo2, Library};
+use qat_sys::{CPA_STATUS_SUCCESS, CpaInstanceHandle, CpaInstanceInfo2, CpaStatus};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Information {
@@ -13,10 +13,18 @@ pub(crate) struct Information {
     pub(crate) node: u32,
 }
 
+/// The same for crypto and for compression.
+type Get = unsafe extern "C" fn(CpaInstanceHandle, *mut CpaInstanceInfo2) -> CpaStatus;
+
 impl Information {
-    pub(crate) fn of(library: &Library, handle: CpaInstanceHandle) -> Self {
+    /// The node of its memory, as functions take it.
+    pub(crate) fn numa(&self) -> i32 {
+        i32::try_from(self.node).unwrap_or(0)
+    }
+
+    pub(crate) fn of(get: Option<&Get>, handle: CpaInstanceHandle) -> Self {
         let mut words = vec![u64::from_ne_bytes([UNTOUCHED; 8]); ROOM / 8];
-        if let Ok(get) = library.cpa.cpaCyInstanceGetInfo2.as_ref() {
+        if let Some(get) = get {
             // SAFETY: there is more room than any version of the structure takes.
             let status = unsafe { get(handle, words.as_mut_ptr().cast()) };
             if status != CPA_STATUS_SUCCESS {

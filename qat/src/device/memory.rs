@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qat_sys::{CpaFlatBuffer, Library};
+use qat_sys::{CpaBufferList, CpaFlatBuffer, Library};
 use zeroize::{Zeroize, Zeroizing};
 
 /// All the slots there are. What is still in a device's hands when the pool goes is never freed.
@@ -12,7 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 pub(crate) struct Pool {
     library: Arc<Library>,
     slabs: Vec<usize>,
-    free: [Mutex<Vec<Slot>>; 2],
+    free: [Mutex<Vec<Slot>>; 3],
     slots: usize,
 }
 
@@ -27,10 +27,11 @@ pub(crate) struct Slot {
 }
 
 impl Pool {
-    /// None where the library gives no pinned memory.
-    pub(crate) fn new(library: Arc<Library>, node: i32) -> Option<Self> {
-        let mut pool = Self { library, slabs: Vec::new(), free: [Mutex::default(), Mutex::default()], slots: 0 };
-        for (kind, (size, slots, slabs)) in KINDS.into_iter().enumerate() {
+    /// None where the library gives no pinned memory. The longest slots are for compression alone.
+    pub(crate) fn new(library: Arc<Library>, node: i32, compresses: bool) -> Option<Self> {
+        let mut pool = Self { library, slabs: Vec::new(), free: Default::default(), slots: 0 };
+        let kinds = if compresses { &KINDS[..] } else { &KINDS[..2] };
+        for (kind, (size, slots, slabs)) in kinds.iter().copied().enumerate() {
             for _ in 0..slabs {
                 let allocate = *pool.library.usdm.qaeMemAllocNUMA.as_ref().ok()?;
                 // SAFETY: takes numbers alone.
@@ -61,14 +62,72 @@ impl Pool {
 
     /// A slot with room for a text of `length` beside keys and structures.
     pub(crate) fn take(&self, length: usize) -> Option<Slot> {
-        let kind = usize::from(length > SMALL_TEXT);
+        let kind = [SMALL_TEXT, LONGEST_TEXT].into_iter().filter(|fits| length > *fits).count();
         self.free[kind].lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     pub(crate) fn put_back(&self, mut slot: Slot) {
         slot.wipe();
-        let kind = usize::from(slot.size > KINDS[0].0);
+        let kind = KINDS.iter().filter(|(size, ..)| *size < slot.size).count();
         self.free[kind].lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+    }
+}
+
+/// What a device wants for itself, where it chooses codes by what is in a text. Pinned as long as the instance is started.
+#[derive(Debug)]
+pub(crate) struct Intermediate {
+    library: Arc<Library>,
+    slabs: Vec<usize>,
+    pub(crate) lists: Vec<*mut CpaBufferList>,
+}
+
+// SAFETY: the pointers are into the slabs, which nobody but the device touches between the start and the end.
+unsafe impl Send for Intermediate {}
+// SAFETY: as above.
+unsafe impl Sync for Intermediate {}
+
+impl Intermediate {
+    /// So many buffers, each with so many bytes of metadata.
+    pub(crate) fn new(library: &Arc<Library>, node: i32, number: u16, metadata: u32) -> Option<Self> {
+        let mut all = Self { library: Arc::clone(library), slabs: Vec::new(), lists: Vec::new() };
+        let structures = 2 * size_of::<CpaBufferList>().next_multiple_of(ALIGNMENT);
+        let size = INTERMEDIATE + structures + (metadata as usize).next_multiple_of(ALIGNMENT);
+        let allocate = *library.usdm.qaeMemAllocNUMA.as_ref().ok()?;
+        for _ in 0..number {
+            // SAFETY: takes numbers alone.
+            let at = unsafe { allocate(size, node, ALIGNMENT) } as usize;
+            if at == 0 {
+                return None;
+            }
+            all.slabs.push(at);
+            let mut slot = Slot { at, size, used: size, index: 0 };
+            slot.wipe();
+            let buffer = slot.space(INTERMEDIATE)?;
+            let list = CpaBufferList {
+                numBuffers: 1,
+                pBuffers: slot.place(buffer)?,
+                pUserData: std::ptr::null_mut(),
+                pPrivateMetaData: slot.space(metadata as usize)?.pData.cast(),
+            };
+            all.lists.push(slot.place(list)?);
+        }
+        Some(all)
+    }
+}
+
+impl Drop for Intermediate {
+    fn drop(&mut self) {
+        release(&self.library, &self.slabs);
+    }
+}
+
+/// Gives slabs back that the same library gave, and that nobody uses.
+fn release(library: &Library, slabs: &[usize]) {
+    let Ok(free) = library.usdm.qaeMemFreeNUMA.as_ref() else { return };
+    for slab in slabs {
+        let mut at = *slab as *mut c_void;
+        // SAFETY: it was allocated by the same library, and whoever calls this has nobody else use it.
+        unsafe { free(&raw mut at) };
     }
 }
 
@@ -79,12 +138,7 @@ impl Drop for Pool {
             tracing::warn!(missing = self.slots - free, "pinned memory stays allocated: the device never gave it back");
             return;
         }
-        let Ok(free) = self.library.usdm.qaeMemFreeNUMA.as_ref() else { return };
-        for slab in &self.slabs {
-            let mut at = *slab as *mut c_void;
-            // SAFETY: it was allocated by the same library, and every slot of it is here, so nobody uses it.
-            unsafe { free(&raw mut at) };
-        }
+        release(&self.library, &self.slabs);
     }
 }
 
@@ -135,10 +189,14 @@ impl Slot {
     }
 }
 
-/// Size of a slot, slots of a slab, slabs: for keys and for texts. No slab exceeds 512 KiB, which both origins' memory
+/// Size of a slot, slots of a slab, slabs: for keys, for texts, and for long texts with what becomes of them. No slab exceeds 512 KiB, which both origins' memory
 /// drivers give from one huge page.
-const KINDS: [(usize, usize, usize); 2] = [(8 * 1024, 64, 4), (24 * 1024, 16, 6)];
+const KINDS: [(usize, usize, usize); 3] = [(8 * 1024, 64, 4), (24 * 1024, 16, 6), (160 * 1024, 3, 6)];
 const SMALL_TEXT: usize = 2048;
 /// The longest text that a slot has room for: a TLS record, with some to spare.
 pub(crate) const LONGEST_TEXT: usize = 18 * 1024;
+/// The longest text and the longest result together that there is room for.
+pub(crate) const LONGEST_BOTH: usize = 152 * 1024;
+/// Of an intermediate buffer: twice the longest text, as the programmer's guide has it.
+const INTERMEDIATE: usize = 128 * 1024;
 const ALIGNMENT: usize = 64;

@@ -8,16 +8,22 @@ use qat_sys::{
     CPA_CY_SYM_ALG_CHAIN_ORDER_HASH_THEN_CIPHER, CPA_CY_SYM_CIPHER_AES_CBC, CPA_CY_SYM_CIPHER_AES_GCM,
     CPA_CY_SYM_CIPHER_DIRECTION_DECRYPT, CPA_CY_SYM_CIPHER_DIRECTION_ENCRYPT, CPA_CY_SYM_HASH_AES_GCM,
     CPA_CY_SYM_HASH_MODE_AUTH, CPA_CY_SYM_HASH_SHA256, CPA_CY_SYM_OP_ALGORITHM_CHAINING, CPA_CY_SYM_PACKET_TYPE_FULL,
-    CPA_FALSE, CPA_STATUS_RETRY, CPA_STATUS_SUCCESS, CPA_STATUS_UNSUPPORTED, CPA_TRUE, CpaBoolean, CpaBufferList,
+    CPA_DC_ASB_UNCOMP_STATIC_DYNAMIC_WITH_STORED_HDRS, CPA_DC_CRC32, CPA_DC_DEFLATE, CPA_DC_DIR_COMPRESS,
+    CPA_DC_DIR_DECOMPRESS, CPA_DC_FATALERR, CPA_DC_FLUSH_FINAL, CPA_DC_FLUSH_FULL, CPA_DC_HT_FULL_DYNAMIC,
+    CPA_DC_INCOMPLETE_FILE_ERR, CPA_DC_INVALID_BLOCK_TYPE, CPA_DC_L4, CPA_DC_MIN_3_BYTE_MATCH, CPA_DC_OK,
+    CPA_DC_OVERFLOW, CPA_DC_STATELESS, CPA_DC_WINSIZE_32K, CPA_FALSE, CPA_STATUS_FAIL, CPA_STATUS_RETRY,
+    CPA_STATUS_SUCCESS, CPA_STATUS_UNSUPPORTED, CPA_TRUE, CpaBoolean, CpaBufferList,
     CpaCyEcMontEdwdsPointMultiplyOpData, CpaCyEcPointMultiplyOpData, CpaCyEcdsaSignRSOpData, CpaCyRsaDecryptOpData,
     CpaCyRsaPrivateKey, CpaCyRsaPrivateKeyRep1, CpaCyRsaPrivateKeyRep2, CpaCySymOp, CpaCySymOpData,
-    CpaCySymSessionSetupData, CpaFlatBuffer, CpaInstanceHandle, CpaStatus, Library,
+    CpaCySymSessionSetupData, CpaDcOpData, CpaDcRqResults, CpaDcSessionDir, CpaDcSessionSetupData, CpaFlatBuffer,
+    CpaInstanceHandle, CpaStatus, Library,
 };
 use zeroize::Zeroizing;
 
 use super::heard;
-use super::memory::{LONGEST_TEXT, Slot};
-use crate::job::{CipherWork, Direction, Operation, Output, Text, Work};
+use super::memory::{LONGEST_BOTH, LONGEST_TEXT, Slot};
+use crate::deflate;
+use crate::job::{Answer, CipherWork, Direction, InflateWork, Operation, Output, Reason, Text, Work};
 use crate::key::{Cipher, CipherKey, Domain};
 
 /// What was laid out, and where the result will be.
@@ -53,6 +59,41 @@ pub(crate) enum Request {
         text: CpaFlatBuffer,
         tag: Option<CpaFlatBuffer>,
     },
+    Deflate {
+        op: *mut CpaDcOpData,
+        stream: Stream,
+    },
+    Inflate(Stream),
+}
+
+/// What making a text shorter and making it long again have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stream {
+    from: *mut CpaBufferList,
+    to: *mut CpaBufferList,
+    session: *mut c_void,
+    results: *mut CpaDcRqResults,
+    result: CpaFlatBuffer,
+}
+
+/// An instance does one or the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Service {
+    Crypto,
+    Compression,
+}
+
+impl Service {
+    pub(crate) fn of(operation: Operation) -> Self {
+        match operation {
+            Operation::RsaPrivate(_)
+            | Operation::EcdsaSign(_)
+            | Operation::Ecdh(_)
+            | Operation::X25519
+            | Operation::Cipher(..) => Self::Crypto,
+            Operation::Deflate | Operation::Inflate => Self::Compression,
+        }
+    }
 }
 
 // SAFETY: the pointers are into the slot that goes with the request, which one thread at a time holds.
@@ -74,6 +115,31 @@ pub(crate) fn has(library: &Library, operation: Operation) -> bool {
                 && cpa.cpaCySymRemoveSession.is_ok()
                 && cpa.cpaCyBufferListGetMetaSize.is_ok()
         }
+        Operation::Deflate => has_compression(library) && cpa.cpaDcCompressData2.is_ok(),
+        Operation::Inflate => has_compression(library) && cpa.cpaDcDecompressData.is_ok(),
+    }
+}
+
+/// Whether its structures are known, and its sessions can be had.
+pub(crate) fn has_compression(library: &Library) -> bool {
+    let cpa = &library.cpa;
+    library.abi().compression
+        && cpa.cpaDcGetSessionSize.is_ok()
+        && cpa.cpaDcInitSession.is_ok()
+        && cpa.cpaDcRemoveSession.is_ok()
+        && cpa.cpaDcBufferListGetMetaSize.is_ok()
+}
+
+/// Bytes of text that a slot has to have room for, beside keys and structures.
+pub(crate) fn room(work: &Work) -> usize {
+    match work {
+        Work::RsaPrivate { .. }
+        | Work::EcdsaSign { .. }
+        | Work::Ecdh { .. }
+        | Work::X25519 { .. }
+        | Work::Cipher(_) => work.len(),
+        Work::Deflate { text, .. } => text.len() + deflate::longest(text.len()),
+        Work::Inflate(InflateWork { text, length, .. }) => text.len().saturating_add(*length),
     }
 }
 
@@ -83,6 +149,10 @@ pub(crate) fn fits(work: &Work) -> bool {
         Work::RsaPrivate { .. } | Work::EcdsaSign { .. } | Work::Ecdh { .. } | Work::X25519 { .. } => true,
         Work::Cipher(CipherWork { text, additional, .. }) => {
             !text.is_empty() && text.len() + additional.len() <= LONGEST_TEXT && additional.len() <= LONGEST_ADDITIONAL
+        }
+        Work::Deflate { text, .. } => !text.is_empty() && room(work) <= LONGEST_BOTH,
+        Work::Inflate(InflateWork { text, length, .. }) => {
+            !text.is_empty() && *length > 0 && room(work) <= LONGEST_BOTH
         }
     }
 }
@@ -181,7 +251,9 @@ impl Request {
                     Cipher::Aes128Gcm | Cipher::Aes256Gcm => gcm(slot, work)?,
                     Cipher::Aes128CbcHmacSha256 | Cipher::Aes256CbcHmacSha256 => cbc_hmac(slot, work)?,
                 };
-                let list = with_metadata(slot, library, instance, list)?;
+                let metadata = library.cpa.cpaCyBufferListGetMetaSize.as_ref().ok()?;
+                // SAFETY: writes one number where it is told to.
+                let list = with_metadata(slot, list, |size| unsafe { metadata(instance, list.numBuffers, size) })?;
                 let session = open_session(slot, library, instance, setup)?;
                 let op = CpaCySymOpData { sessionCtx: session, ..op };
                 let tag = (work.direction == Direction::Seal).then_some(tag);
@@ -190,6 +262,18 @@ impl Request {
                     return None;
                 };
                 Some(Self::Cipher { op, list, session, text, tag })
+            }
+            Work::Deflate { text, last } => {
+                let mut op = empty_compression();
+                op.flushFlag = if *last { CPA_DC_FLUSH_FINAL } else { CPA_DC_FLUSH_FULL };
+                op.compressAndVerify = CPA_TRUE;
+                let op = slot.place(op)?;
+                let stream =
+                    stream(slot, library, instance, (text, deflate::longest(text.len())), CPA_DC_DIR_COMPRESS)?;
+                Some(Self::Deflate { op, stream })
+            }
+            Work::Inflate(InflateWork { text, length, .. }) => {
+                Some(Self::Inflate(stream(slot, library, instance, (text, *length), CPA_DC_DIR_DECOMPRESS)?))
             }
         }
     }
@@ -221,11 +305,44 @@ impl Request {
                 // SAFETY: as above; the session is in the slot too.
                 unsafe { call(instance, tag, op, list, list, unused) }
             }),
+            Self::Deflate { op, stream: Stream { from, to, session, results, .. } } => {
+                cpa.cpaDcCompressData2.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                    // SAFETY: as above.
+                    unsafe { call(instance, session, from, to, op, results, tag) }
+                })
+            }
+            Self::Inflate(Stream { from, to, session, results, .. }) => {
+                cpa.cpaDcDecompressData.as_ref().map_or(CPA_STATUS_UNSUPPORTED, |call| {
+                    // SAFETY: as above.
+                    unsafe { call(instance, session, from, to, results, CPA_DC_FLUSH_FINAL, tag) }
+                })
+            }
+        }
+    }
+
+    /// What the device says of it. Only for a request that it has answered.
+    pub(crate) fn answer(&self, slot: &Slot, status: CpaStatus, valid: bool) -> Answer {
+        let (status, valid) = match *self {
+            Self::Rsa { .. } | Self::Ecdsa { .. } | Self::Ecdh { .. } | Self::X25519 { .. } | Self::Cipher { .. } => {
+                (status, valid)
+            }
+            Self::Deflate { stream, .. } => (status, stream.results().status == CPA_DC_OK),
+            // What is wrong with the text is nothing that the device did.
+            Self::Inflate(stream) => match stream.results().status {
+                CPA_DC_OK => (status, true),
+                CPA_DC_OVERFLOW..=CPA_DC_INVALID_BLOCK_TYPE | CPA_DC_INCOMPLETE_FILE_ERR => (CPA_STATUS_SUCCESS, false),
+                _ => (CPA_STATUS_FAIL, false),
+            },
+        };
+        match (status, valid) {
+            (CPA_STATUS_SUCCESS, true) => Answer::Done(self.output(slot)),
+            (CPA_STATUS_SUCCESS, false) => Answer::Invalid,
+            _ => Answer::Failed(Reason::Failed),
         }
     }
 
     /// What the device wrote.
-    pub(crate) fn output(&self, slot: &Slot) -> Output {
+    fn output(&self, slot: &Slot) -> Output {
         match *self {
             Self::Rsa { result, .. } => Output::Bytes(slot.read(result)),
             Self::Ecdsa { result: [r, s], .. } => {
@@ -244,6 +361,11 @@ impl Request {
                 let text = if tag.is_empty() { Text::opened(text) } else { Text::sealed(text) };
                 Output::Text { text, tag }
             }
+            Self::Deflate { stream, .. } | Self::Inflate(stream) => {
+                let produced = stream.results().produced.min(stream.result.dataLenInBytes);
+                let text = slot.read(CpaFlatBuffer { dataLenInBytes: produced, ..stream.result });
+                Output::Text { text: Text::sealed(text.to_vec()), tag: Vec::new() }
+            }
         }
     }
 
@@ -252,8 +374,83 @@ impl Request {
         match *self {
             Self::Rsa { .. } | Self::Ecdsa { .. } | Self::Ecdh { .. } | Self::X25519 { .. } => true,
             Self::Cipher { session, .. } => close_session(library, instance, session),
+            Self::Deflate { stream, .. } | Self::Inflate(stream) => {
+                let Ok(close) = library.cpa.cpaDcRemoveSession.as_ref() else { return false };
+                // SAFETY: the session was opened in a slot that is still held.
+                let_go(|| unsafe { close(instance, stream.session) })
+            }
         }
     }
+}
+
+impl Stream {
+    fn results(&self) -> CpaDcRqResults {
+        // SAFETY: they are in the slot of the request, aligned, and the device has given it back.
+        unsafe { self.results.read() }
+    }
+}
+
+/// Of a text, and of the room for what becomes of it.
+fn stream(
+    slot: &mut Slot,
+    library: &Library,
+    instance: CpaInstanceHandle,
+    (text, room): (&[u8], usize),
+    direction: CpaDcSessionDir,
+) -> Option<Stream> {
+    let (from, result) = (slot.put(text)?, slot.space(room)?);
+    let metadata = library.cpa.cpaDcBufferListGetMetaSize.as_ref().ok()?;
+    let mut with_metadata = |buffer| {
+        let list = list(slot, buffer)?;
+        // SAFETY: writes one number where it is told to.
+        with_metadata(slot, list, |size| unsafe { metadata(instance, list.numBuffers, size) })
+    };
+    let (from, to) = (with_metadata(from)?, with_metadata(result)?);
+    // SAFETY: every field is a number, for which zero is a value.
+    let mut results: CpaDcRqResults = unsafe { std::mem::zeroed() };
+    // As long as nobody says otherwise. The CRC of nothing is zero.
+    results.status = CPA_DC_FATALERR;
+    let results = slot.place(results)?;
+    let session = open_stream(slot, library, instance, direction)?;
+    Some(Stream { from, to, session, results, result })
+}
+
+/// The last thing that is laid out.
+fn open_stream(
+    slot: &mut Slot,
+    library: &Library,
+    instance: CpaInstanceHandle,
+    direction: CpaDcSessionDir,
+) -> Option<*mut c_void> {
+    // SAFETY: every field is a number, for which zero is a value.
+    let mut setup: CpaDcSessionSetupData = unsafe { std::mem::zeroed() };
+    setup.compLevel = CPA_DC_L4;
+    setup.compType = CPA_DC_DEFLATE;
+    setup.huffType = CPA_DC_HT_FULL_DYNAMIC;
+    setup.autoSelectBestHuffmanTree = CPA_DC_ASB_UNCOMP_STATIC_DYNAMIC_WITH_STORED_HDRS;
+    setup.sessDirection = direction;
+    setup.sessState = CPA_DC_STATELESS;
+    setup.windowSize = CPA_DC_WINSIZE_32K;
+    setup.minMatch = CPA_DC_MIN_3_BYTE_MATCH;
+    setup.checksum = CPA_DC_CRC32;
+    let setup = slot.place(setup)?;
+    let (mut size, mut context) = (0, 0);
+    let get_size = library.cpa.cpaDcGetSessionSize.as_ref().ok()?;
+    // SAFETY: reads the setup, which is in the slot, and writes two numbers where it is told to.
+    let status = unsafe { get_size(instance, setup, &raw mut size, &raw mut context) };
+    if status != CPA_STATUS_SUCCESS {
+        return None;
+    }
+    let session = slot.space(size as usize)?.pData.cast::<c_void>();
+    let open = library.cpa.cpaDcInitSession.as_ref().ok()?;
+    // SAFETY: the session has the size that the library asked for, and is in the slot; one without state has no context.
+    let status = unsafe { open(instance, session, setup, std::ptr::null_mut(), Some(answered_stream)) };
+    (status == CPA_STATUS_SUCCESS).then_some(session)
+}
+
+fn empty_compression() -> CpaDcOpData {
+    // SAFETY: every field is a number or a pointer, for which zero is a value.
+    unsafe { std::mem::zeroed() }
 }
 
 type LaidOut = (CpaCySymSessionSetupData, CpaCySymOpData, CpaBufferList, CpaFlatBuffer, CpaFlatBuffer);
@@ -322,15 +519,11 @@ fn list(slot: &mut Slot, buffer: CpaFlatBuffer) -> Option<CpaBufferList> {
 
 fn with_metadata(
     slot: &mut Slot,
-    library: &Library,
-    instance: CpaInstanceHandle,
     mut list: CpaBufferList,
+    ask: impl FnOnce(*mut u32) -> CpaStatus,
 ) -> Option<*mut CpaBufferList> {
     let mut size = 0;
-    let call = library.cpa.cpaCyBufferListGetMetaSize.as_ref().ok()?;
-    // SAFETY: writes one number where it is told to.
-    let status = unsafe { call(instance, list.numBuffers, &raw mut size) };
-    if status != CPA_STATUS_SUCCESS {
+    if ask(&raw mut size) != CPA_STATUS_SUCCESS {
         return None;
     }
     if size > 0 {
@@ -396,10 +589,14 @@ fn open_session(
 
 fn close_session(library: &Library, instance: CpaInstanceHandle, session: *mut c_void) -> bool {
     let Ok(close) = library.cpa.cpaCySymRemoveSession.as_ref() else { return false };
-    // The library counts a request as pending for a moment after its callback.
+    // SAFETY: the session was opened in a slot that is still held.
+    let_go(|| unsafe { close(instance, session) })
+}
+
+/// The library counts a request as pending for a moment after its callback.
+fn let_go(close: impl Fn() -> CpaStatus) -> bool {
     for _ in 0..100 {
-        // SAFETY: the session was opened in a slot that is still held.
-        match unsafe { close(instance, session) } {
+        match close() {
             CPA_STATUS_RETRY => std::thread::yield_now(),
             status => return status == CPA_STATUS_SUCCESS,
         }
@@ -434,6 +631,12 @@ unsafe extern "C" fn answered_cipher(
 ) {
     // SAFETY: the tag is the one that was submitted.
     unsafe { heard(tag, status, valid == CPA_TRUE) };
+}
+
+/// Its results tell the rest.
+unsafe extern "C" fn answered_stream(tag: *mut c_void, status: CpaStatus) {
+    // SAFETY: the tag is the one that was submitted.
+    unsafe { heard(tag, status, true) };
 }
 
 const NOTHING: CpaFlatBuffer = CpaFlatBuffer { dataLenInBytes: 0, pData: std::ptr::null_mut() };

@@ -90,8 +90,12 @@ pub struct Version {
 impl Version {
     /// Every library carries `QAT_SOFTWARE_VERSION=24.2.0` as a string that its header makes.
     fn in_binary(bytes: &[u8]) -> Option<Self> {
-        let at = bytes.windows(LABEL.len()).position(|window| window == LABEL)? + LABEL.len();
-        let text = bytes[at..].split(|byte| !byte.is_ascii_digit() && *byte != b'.').next()?;
+        let labels = bytes.windows(LABEL.len()).enumerate().filter(|(_, window)| *window == LABEL);
+        labels.map(|(at, _)| at + LABEL.len()).find_map(|at| Self::at_the_start(&bytes[at..]))
+    }
+
+    fn at_the_start(bytes: &[u8]) -> Option<Self> {
+        let text = bytes.split(|byte| !byte.is_ascii_digit() && *byte != b'.').next()?;
         let mut numbers = std::str::from_utf8(text).ok()?.split('.').map(str::parse);
         let mut next = || numbers.next()?.ok();
         Some(Self { major: next()?, minor: next()?, patch: next()? })
@@ -151,6 +155,9 @@ mod tests {
     fn a_version_is_read_from_the_binary() {
         let version = |text: &[u8]| Version::in_binary(text);
         assert_eq!(version(b"\0\x7fQAT_SOFTWARE_VERSION=24.2.0\0x"), Some(Version { major: 24, minor: 2, patch: 0 }));
+        // Who looks for the label has it too.
+        let second = version(b"QAT_SOFTWARE_VERSION=QAT_SOFTWARE_VERSION=4.28.0\0");
+        assert_eq!(second, Some(Version { major: 4, minor: 28, patch: 0 }));
         for unreadable in [
             &b"nothing"[..],
             b"QAT_SOFTWARE_VERSION=",

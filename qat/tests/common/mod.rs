@@ -3,6 +3,7 @@
 #![allow(clippy::mod_module_files, reason = "a file beside the tests would be a test of its own")]
 #![allow(dead_code, reason = "not every test uses all of it")]
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -71,6 +72,18 @@ pub(crate) fn batching() -> Option<Engine> {
     Some(Engine::start(Options { least_deadline: patient, ..options }))
 }
 
+/// Made shorter, and made long again; read by another reader too. How many operations that were.
+pub(crate) fn gzip(engine: &Engine, length: usize) -> u64 {
+    let words = ["denied ", "office ", "10.10.50.7 ", "tcp/443\n"];
+    let text: Vec<u8> = (0..).flat_map(|n: usize| words[n * n % 11 % 4].bytes()).take(length).collect();
+    let file = engine.gzip(&text).unwrap();
+    let mut read = Vec::new();
+    flate2::read::GzDecoder::new(&file[..]).read_to_end(&mut read).unwrap();
+    assert!(read == text, "{length}");
+    assert!(*engine.gunzip(&file, length).unwrap() == text, "{length}");
+    u64::try_from(length.div_ceil(64 * 1024)).unwrap() + 1
+}
+
 pub(crate) struct Keys {
     pub(crate) rsa: Vec<(PrivateKey, PKey<Public>)>,
     pub(crate) ec: Vec<(PrivateKey, PKey<Public>)>,
@@ -128,7 +141,9 @@ impl Keys {
         let message = number.to_be_bytes();
         let number = usize::try_from(number).unwrap();
         let hash = [Hash::Sha256, Hash::Sha384, Hash::Sha512][number % 3];
-        match number % 20 {
+        match number % 22 {
+            20 => return gzip(engine, 1 + number.wrapping_mul(0x9e37) % 70_000),
+            21 => return gzip(engine, 1 + number % 1_000),
             0..=5 => self.rsa(
                 engine,
                 usize::from(number % 40 == 1) + 2 * usize::from(number % 80 == 2),

@@ -332,7 +332,7 @@ fn rows(exercise: &Exercise, device: &Engine, span: Duration) -> Result<Vec<Row>
         let device = depths.iter().map(|depth| Ok((*depth, rate(device, *depth)?)));
         Ok(Row {
             operation: operation.to_string(),
-            bytes: matches!(operation, Operation::Cipher(..)).then_some(length),
+            bytes: (length > 0).then_some(length),
             cpu: rate(&cpu, 1)?,
             batched: batches
                 .iter()
@@ -367,7 +367,7 @@ fn calibrate(exercise: &Exercise, engine: &Engine) -> Result<(), qat::Error> {
 /// Operations with the lengths of their texts.
 fn measured(exercise: &Exercise) -> Vec<(Operation, usize)> {
     let lengths = |operation| match operation {
-        Operation::Cipher(_, qat::Direction::Seal) => &SIZES[..],
+        Operation::Cipher(_, qat::Direction::Seal) | Operation::Deflate | Operation::Inflate => &SIZES[..],
         Operation::Cipher(_, qat::Direction::Open) => &[],
         Operation::RsaPrivate(_) | Operation::EcdsaSign(_) | Operation::Ecdh(_) | Operation::X25519 => &[0],
     };
@@ -377,7 +377,7 @@ fn measured(exercise: &Exercise) -> Vec<(Operation, usize)> {
 
 fn table(rows: &[Row]) -> String {
     let batched = rows.iter().any(|row| row.batched.is_some());
-    let mut text = format!("{:<28} {:>6} {:>10} {:>8}", "operations per second", "bytes", "OpenSSL", "p99");
+    let mut text = format!("{:<28} {:>6} {:>10} {:>8}", "operations per second", "bytes", "the CPU", "p99");
     if batched {
         write!(text, " {:>10} {:>8}", "batched", "p99").ok();
     }

@@ -1053,6 +1053,13 @@ const _: () = {
     ["Offset of field: _CpaDcOpData::pCrcData"][::core::mem::offset_of!(_CpaDcOpData, pCrcData) - 56usize];
 };
 pub type CpaDcOpData = _CpaDcOpData;
+pub type CpaDcInstanceNotificationCbFunc = ::core::option::Option<
+    unsafe extern "C" fn(
+        instanceHandle: CpaInstanceHandle,
+        pCallbackTag: *mut ::core::ffi::c_void,
+        instanceEvent: CpaInstanceEvent,
+    ),
+>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct icp_sal_dev_version_info_s {
@@ -1301,6 +1308,14 @@ pub struct Cpa {
         unsafe extern "C" fn(instanceHandle: CpaInstanceHandle, pInstanceInfo2: *mut CpaInstanceInfo2) -> CpaStatus,
         ::libloading::Error,
     >,
+    pub cpaDcInstanceSetNotificationCb: Result<
+        unsafe extern "C" fn(
+            instanceHandle: CpaInstanceHandle,
+            pInstanceNotificationCb: CpaDcInstanceNotificationCbFunc,
+            pCallbackTag: *mut ::core::ffi::c_void,
+        ) -> CpaStatus,
+        ::libloading::Error,
+    >,
     pub cpaDcGetSessionSize: Result<
         unsafe extern "C" fn(
             dcInstance: CpaInstanceHandle,
@@ -1399,6 +1414,7 @@ impl Cpa {
         let cpaDcStartInstance = __library.get(b"cpaDcStartInstance\0").map(|sym| *sym);
         let cpaDcStopInstance = __library.get(b"cpaDcStopInstance\0").map(|sym| *sym);
         let cpaDcInstanceGetInfo2 = __library.get(b"cpaDcInstanceGetInfo2\0").map(|sym| *sym);
+        let cpaDcInstanceSetNotificationCb = __library.get(b"cpaDcInstanceSetNotificationCb\0").map(|sym| *sym);
         let cpaDcGetSessionSize = __library.get(b"cpaDcGetSessionSize\0").map(|sym| *sym);
         let cpaDcBufferListGetMetaSize = __library.get(b"cpaDcBufferListGetMetaSize\0").map(|sym| *sym);
         let cpaDcSetAddressTranslation = __library.get(b"cpaDcSetAddressTranslation\0").map(|sym| *sym);
@@ -1448,6 +1464,7 @@ impl Cpa {
             cpaDcStartInstance,
             cpaDcStopInstance,
             cpaDcInstanceGetInfo2,
+            cpaDcInstanceSetNotificationCb,
             cpaDcGetSessionSize,
             cpaDcBufferListGetMetaSize,
             cpaDcSetAddressTranslation,
@@ -1818,6 +1835,18 @@ impl Cpa {
         pInstanceInfo2: *mut CpaInstanceInfo2,
     ) -> CpaStatus {
         (self.cpaDcInstanceGetInfo2.as_ref().expect("Expected function, got error."))(instanceHandle, pInstanceInfo2)
+    }
+    pub unsafe fn cpaDcInstanceSetNotificationCb(
+        &self,
+        instanceHandle: CpaInstanceHandle,
+        pInstanceNotificationCb: CpaDcInstanceNotificationCbFunc,
+        pCallbackTag: *mut ::core::ffi::c_void,
+    ) -> CpaStatus {
+        (self.cpaDcInstanceSetNotificationCb.as_ref().expect("Expected function, got error."))(
+            instanceHandle,
+            pInstanceNotificationCb,
+            pCallbackTag,
+        )
     }
     pub unsafe fn cpaDcGetSessionSize(
         &self,
