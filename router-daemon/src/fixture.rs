@@ -31,6 +31,7 @@ use crate::service::ntp::ClockStatus;
 use crate::service::tls_offload::{
     BackendLine, CertificateLine, HandshakeCount, ListenLine, OffloadLine, SignatureCount,
 };
+use crate::service::tunnels::{TunnelLine, TunnelState};
 
 pub(crate) fn config() -> Config {
     let vlans = [vlan("dev", 50, Internet::None, 10), vlan("compute", 60, Internet::Sets(BTreeSet::new()), 20)];
@@ -366,6 +367,38 @@ pub(crate) fn leases() -> Vec<LeaseLine> {
         pool_size,
     };
     vec![line(Family::V4, 14, 12, 100), line(Family::V6, 2, 0, 0)]
+}
+
+/// One of each kind: one goes by its second line, the other waits to be called.
+pub(crate) fn tunnels() -> Vec<TunnelLine> {
+    let line = |name: &str, kind: &str, state| TunnelLine {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        state,
+        ..TunnelLine::default()
+    };
+    vec![
+        TunnelLine {
+            wan: Some("wan2".to_owned()),
+            peer: Some("198.51.100.50".to_owned()),
+            cipher: Some("AES_GCM_16-256".to_owned()),
+            received_bytes: 1_200_000,
+            sent_bytes: 340_000,
+            received_packets: 1_000,
+            sent_packets: 400,
+            since_seconds: Some(75.0),
+            rekey_seconds: Some(3300.0),
+            moves: 1,
+            ..line("branch", "ipsec", TunnelState::Up)
+        },
+        TunnelLine {
+            open: vec!["wan1".to_owned()],
+            why: Some("/etc/quadway/depot.key cannot be read".to_owned()),
+            since_seconds: Some(200.0),
+            wan: Some("wan1".to_owned()),
+            ..line("depot", "wireguard", TunnelState::Failed)
+        },
+    ]
 }
 
 pub(crate) fn clock() -> ClockStatus {

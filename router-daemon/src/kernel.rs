@@ -48,6 +48,7 @@ mod rtnl;
 mod ruleset;
 mod sysctl;
 pub mod trace;
+pub mod tunnels;
 pub mod watch;
 
 /// The kernel could not be read.

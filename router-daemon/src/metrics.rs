@@ -37,6 +37,7 @@ use crate::counters::LinkCount;
 use crate::crypto::CryptoInstance;
 use crate::service::component::ComponentState;
 use crate::service::dns::DnsLine;
+use crate::service::tunnels::{TunnelLine, TunnelState};
 use crate::status::{CellCount, Status, WanLine};
 
 /// The two ways of writing it.
@@ -79,6 +80,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     tls_offload(&mut page, status);
     components(&mut page, status);
     lan(&mut page, status);
+    tunnels(&mut page, status);
     crypto(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
@@ -299,6 +301,78 @@ fn components(page: &mut Page, status: &Status) {
         "quadway_component_restarts",
         "Times it was started without a change of the site file",
         each().map(|(of, line)| (of, line.restarts)),
+    );
+}
+
+fn tunnels(page: &mut Page, status: &Status) {
+    let ipsec = || status.tunnels.iter().filter(|tunnel| tunnel.kind == "ipsec");
+    let wireguard = || status.tunnels.iter().filter(|tunnel| tunnel.kind == "wireguard");
+    let named = |tunnel: &TunnelLine| vec![("tunnel", tunnel.name.clone())];
+    let by = |tunnel: &TunnelLine| Some(vec![("tunnel", tunnel.name.clone()), ("wan", tunnel.wan.clone()?)]);
+    let up = |tunnel: &TunnelLine| truth(tunnel.state == TunnelState::Up);
+    page.gauges("quadway_ipsec_up", "1 if the tunnel carries packets", ipsec().map(|one| (named(one), up(one))));
+    page.gauges(
+        "quadway_ipsec_line",
+        "1 for the line that the tunnel goes by",
+        ipsec().filter_map(|one| Some((by(one)?, 1.0))),
+    );
+    page.counters(
+        "quadway_ipsec_moves",
+        "Times the tunnel took another line",
+        ipsec().map(|one| (named(one), one.moves)),
+    );
+    page.gauges(
+        "quadway_ipsec_received_bytes",
+        "Bytes that came out of the tunnel with its present keys",
+        ipsec().map(|one| (named(one), number(one.received_bytes))),
+    );
+    page.gauges(
+        "quadway_ipsec_sent_bytes",
+        "Bytes that went into the tunnel with its present keys",
+        ipsec().map(|one| (named(one), number(one.sent_bytes))),
+    );
+    page.gauges(
+        "quadway_ipsec_rekey_seconds",
+        "Until the tunnel gets other keys",
+        ipsec().filter_map(|one| Some((named(one), one.rekey_seconds?))),
+    );
+    page.gauges(
+        "quadway_tunnel_open",
+        "1 for each line at which the other end of the tunnel is let in",
+        status
+            .tunnels
+            .iter()
+            .flat_map(|one| one.open.iter().map(|wan| (vec![("tunnel", one.name.clone()), ("wan", wan.clone())], 1.0))),
+    );
+    page.gauges(
+        "quadway_wireguard_up",
+        "1 if the ends have shaken hands of late",
+        wireguard().map(|one| (named(one), up(one))),
+    );
+    page.gauges(
+        "quadway_wireguard_line",
+        "1 for the line that the tunnel goes by",
+        wireguard().filter_map(|one| Some((by(one)?, 1.0))),
+    );
+    page.counters(
+        "quadway_wireguard_moves",
+        "Times the tunnel took another line",
+        wireguard().map(|one| (named(one), one.moves)),
+    );
+    page.counters(
+        "quadway_wireguard_received_bytes",
+        "Bytes that came from the other end",
+        wireguard().map(|one| (named(one), one.received_bytes)),
+    );
+    page.counters(
+        "quadway_wireguard_sent_bytes",
+        "Bytes that went to the other end",
+        wireguard().map(|one| (named(one), one.sent_bytes)),
+    );
+    page.gauges(
+        "quadway_wireguard_handshake_seconds",
+        "Since the ends last shook hands",
+        wireguard().filter_map(|one| Some((named(one), one.since_seconds?))),
     );
 }
 
@@ -1088,11 +1162,13 @@ mod tests {
         let (outlets, tls_offload, crypto) = (fixture::outlets(), fixture::tls_offload(), Some(fixture::crypto()));
         let (components, dhcp, clock) = (fixture::components(), fixture::leases(), Some(fixture::clock()));
         let dns = Some(fixture::dns());
+        let tunnels = fixture::tunnels();
         Status {
             outlets,
             tls_offload,
             dns,
             components,
+            tunnels,
             dhcp,
             clock,
             crypto,

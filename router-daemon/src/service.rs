@@ -8,14 +8,19 @@ use config::Config;
 use self::component::Component;
 use self::dhcp::Leases;
 use self::ntp::Clock;
+use self::tunnels::Tunnels;
 
 pub mod component;
 pub mod dhcp;
 pub mod dns;
+pub mod ipsec;
+mod material;
 pub mod ntp;
 mod ra;
 pub mod tls_offload;
+pub mod tunnels;
 pub mod wan_dhcp;
+pub mod wireguard;
 
 /// Where components have their folders.
 #[derive(Debug, Clone)]
@@ -31,6 +36,7 @@ pub struct Places {
 pub struct Told {
     pub leases: Leases,
     pub clock: Clock,
+    pub tunnels: Tunnels,
 }
 
 /// The programs of others that this config needs.
@@ -39,6 +45,8 @@ pub fn components(config: &Config, places: &Places, told: &Told) -> Vec<Componen
     all.extend(ra::component(config, places));
     all.extend(ntp::component(config, places, &told.clock));
     all.extend(wan_dhcp::components(config, places));
+    all.extend(ipsec::component(config, places));
+    all.extend(wireguard::components(config));
     all
 }
 

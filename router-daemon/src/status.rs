@@ -26,6 +26,7 @@ use crate::service::dhcp::LeaseLine;
 use crate::service::dns::DnsLine;
 use crate::service::ntp::ClockStatus;
 use crate::service::tls_offload::OffloadLine;
+use crate::service::tunnels::TunnelLine;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
@@ -81,6 +82,9 @@ pub struct Status {
     /// Programs of others that the router runs.
     #[serde(default)]
     pub components: Vec<ComponentLine>,
+    /// Tunnels to other sites.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelLine>,
     /// The addresses that DHCP has handed out.
     #[serde(default)]
     pub dhcp: Vec<LeaseLine>,
@@ -338,6 +342,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         tls_offload: Vec::new(),
         dns: None,
         components: Vec::new(),
+        tunnels: Vec::new(),
         dhcp: Vec::new(),
         clock: None,
         crypto: None,
@@ -607,6 +612,10 @@ impl fmt::Display for Status {
             note(f, 0, &dns.summary())?;
         }
         self.component_lines(f)?;
+        if !self.tunnels.is_empty() {
+            writeln!(f)?;
+        }
+        self.tunnels.iter().try_for_each(|tunnel| note(f, 0, &tunnel.summary()))?;
         match &self.crypto {
             Some(crypto) => writeln!(f).and_then(|()| note(f, 0, &crypto.summary())),
             None => Ok(()),
@@ -677,6 +686,10 @@ impl Status {
             }
         }
         for told in self.components.iter().filter_map(ComponentLine::trouble) {
+            note(f, 2, &told)?;
+        }
+        let tunnels = || self.tunnels.iter();
+        for told in tunnels().filter_map(TunnelLine::exposure).chain(tunnels().filter_map(TunnelLine::trouble)) {
             note(f, 2, &told)?;
         }
         for told in self.crypto.iter().flat_map(CryptoStatus::troubles).chain(self.kernel_crypto.iter().cloned()) {

@@ -270,6 +270,7 @@ impl Core {
         status.components = self.components.lines();
         status.dhcp = self.told.leases.lines();
         status.clock = self.told.clock.status();
+        status.tunnels = self.told.tunnels.lines();
         status.crypto = self.crypto.status();
         status.kernel_crypto = self.kernel_crypto.told();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();

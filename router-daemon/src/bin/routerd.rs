@@ -33,8 +33,10 @@ use router_daemon::reconcile::Reconciler;
 use router_daemon::service;
 use router_daemon::service::component::{Components, Supervisor, Timing};
 use router_daemon::service::dns;
+use router_daemon::service::ipsec;
 use router_daemon::service::tls_offload::{self, Offloads};
 use router_daemon::service::wan_dhcp;
+use router_daemon::service::wireguard;
 use router_daemon::shell::RouterdArguments as Arguments;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -208,6 +210,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         timing: Timing::default(),
     };
     let places = service::Places { run: arguments.run.clone(), state: arguments.state.clone() };
+    let tunnel_places = places.clone();
     let told_of_components = service::Told::default();
     let told_there = told_of_components.clone();
     let kept_leases = wan_dhcp::kept(&places);
@@ -228,6 +231,15 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     dns::start(config_in_force.clone(), happenings.follow(), kernel.lineage(), &arguments.state, resolver.clone())
         .context("cannot start the thread of the resolver")?;
     let (reconciler, handle) = Reconciler::new(kernel);
+    ipsec::start(
+        &tunnel_places,
+        config_in_force.clone(),
+        handle.wanted.subscribe(),
+        told_of_components.tunnels.clone(),
+    )
+    .context("cannot start the thread of the tunnels")?;
+    wireguard::start(config_in_force.clone(), handle.wanted.subscribe(), told_of_components.tunnels.clone())
+        .context("cannot start the thread of the tunnels")?;
     tasks.spawn(reconciler.run());
 
     let (asks_tx, asks) = mpsc::channel(32);

@@ -38,8 +38,12 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.alias.as_deref() == Some(ALIAS)
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.up
     }
 }
 
@@ -57,6 +61,12 @@ impl Table {
 
     pub(crate) fn named(&self, name: &str) -> Option<&Found> {
         self.0.iter().find(|link| link.name == name)
+    }
+
+    /// Names and numbers of those of this kind that we made.
+    pub(crate) fn ours(&self, kind: &InfoKind) -> impl Iterator<Item = (&str, u32)> {
+        let ours = self.0.iter().filter(move |link| link.is_ours() && link.kind.as_ref() == Some(kind));
+        ours.map(|link| (link.name.as_str(), link.index))
     }
 
     pub(crate) fn index(&self, name: &IfName) -> io::Result<u32> {
@@ -270,13 +280,13 @@ async fn own(rtnl: &mut Rtnl, table: &Table, name: &IfName, kind: &LinkKind) -> 
     mark(rtnl, index).await
 }
 
-async fn mark(rtnl: &mut Rtnl, index: u32) -> io::Result<u32> {
+pub(crate) async fn mark(rtnl: &mut Rtnl, index: u32) -> io::Result<u32> {
     // The kernel takes no alias at creation.
     let alias = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::IfAlias(ALIAS.to_owned()));
     rtnl.change(0, RouteNetlinkMessage::SetLink(alias.build())).await.map(|()| index)
 }
 
-async fn remove(rtnl: &mut Rtnl, index: u32) -> io::Result<()> {
+pub(crate) async fn remove(rtnl: &mut Rtnl, index: u32) -> io::Result<()> {
     let link = LinkUnspec::new_with_index(index).build();
     done_if(rtnl.change(0, RouteNetlinkMessage::DelLink(link)).await, &[Errno::ENODEV])
 }

@@ -88,6 +88,18 @@ fn without_a_device_the_page_of_crypto_says_what_is_missing_and_without_need_tha
 }
 
 #[test]
+fn tunnels_stand_among_the_services_and_who_is_let_in_is_orange() {
+    let mut snapshot = snapshot();
+    snapshot.status.as_mut().unwrap().tunnels = crate::fixture::tunnels();
+    let screen = drawn(&snapshot, &on(Page::Services), 80, 40);
+    let text = screen.text();
+    assert!(text.contains("ipsec by wan2, 1.2 MB in, 340.0 kB out, 1 moves"), "{text}");
+    assert!(text.contains("/etc/quadway/depot.key cannot be read"), "{text}");
+    let (x, y) = screen.find("open to its other end at wan1");
+    assert_eq!(screen.style(x, y).0, ORANGE);
+}
+
+#[test]
 fn details_of_a_line_fit_a_serial_line() {
     let snapshot = snapshot();
     let ui = typed(on(Page::Wans), &snapshot, &[Key::Down, Key::Char('d')]);
@@ -559,6 +571,7 @@ fn status(second: u64) -> Status {
         clock: Some(crate::fixture::clock()),
         crypto: Some(crate::fixture::crypto()),
         kernel_crypto: Vec::new(),
+        tunnels: Vec::new(),
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))

@@ -3,11 +3,12 @@
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::{Content, Row, fit, fold, plural};
+use super::{Content, Row, bytes, fit, fold, plural};
 use crate::api::https::Listener;
 use crate::counters::FastCount;
 use crate::outside::OutletLine;
 use crate::service::component::{ComponentLine, ComponentState};
+use crate::service::tunnels::{TunnelLine, TunnelState};
 use crate::status::span;
 use crate::tui::look::{BAD, GOOD, HEAD, PALE, PLAIN};
 use crate::tui::snapshot::Snapshot;
@@ -17,6 +18,7 @@ pub(super) fn content(snapshot: &Snapshot, width: usize) -> Content {
     let mut rows = vec![fast_path(&status.fast_path, width), https(status.https.as_ref(), width)];
     rows.extend(status.outlets.iter().map(|outlet| self::outlet(outlet, width)));
     rows.extend(status.components.iter().map(|component| self::component(component, width)));
+    rows.extend(status.tunnels.iter().map(|tunnel| self::tunnel(tunnel, width)));
     let header = format!("  {:<16} {:<10} {}", "SERVICE", "STATE", "WHAT");
     Content { header: Line::styled(header, HEAD), rows, panel: Vec::new() }
 }
@@ -59,6 +61,23 @@ fn component(component: &ComponentLine, width: usize) -> Row {
     };
     let what = format!("for {}, {restarts} restarts", span(*since_seconds));
     row(name, state, &what, why.as_deref(), width)
+}
+
+fn tunnel(tunnel: &TunnelLine, width: usize) -> Row {
+    let state = match (tunnel.state, &tunnel.why) {
+        (TunnelState::Up, None) => ON,
+        (TunnelState::Up, Some(_)) => WORSE,
+        (TunnelState::Waiting | TunnelState::Calling, _) => STARTS,
+        (TunnelState::Failed, _) => FAILS,
+    };
+    let TunnelLine { name, kind, wan, moves, received_bytes, sent_bytes, .. } = tunnel;
+    let by = wan.as_ref().map_or_else(String::new, |wan| format!(" by {wan}"));
+    let what = format!("{kind}{by}, {} in, {} out, {moves} moves", bytes(*received_bytes), bytes(*sent_bytes));
+    let mut row = row(name, state, &what, tunnel.why.as_deref(), width);
+    if !tunnel.open.is_empty() {
+        row.lines.push(Line::styled(format!("     open to its other end at {}", tunnel.open.join(", ")), BAD));
+    }
+    row
 }
 
 /// `trouble` has lines of its own: what somebody should look at is not cut.
