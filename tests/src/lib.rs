@@ -3,6 +3,7 @@
 //! It is what `make lab` shows and what the whole-system tests run on. [`lab::Lab`] builds and breaks it,
 //! [`world`] answers in it, [`traffic`] measures through it.
 
+pub mod branch;
 pub mod crowd;
 pub mod demo;
 pub mod failover;

@@ -1,0 +1,163 @@
+//! A second site on the Internet of a lab: one that has nothing of ours, and strongSwan as its own operator set it up.
+//!
+//! ```text
+//!   NAME-internet  branch ─────── eth0  NAME-branch   203.0.113.50, and 10.9.0.5 behind it
+//! ```
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{Lab, binary, tail};
+use crate::netns::{Netns, feed, run};
+use crate::root::Root;
+use crate::world;
+
+/// Where the second site is on the Internet, and a host of it.
+pub const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 50);
+pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 5);
+
+/// The second site. What it runs ends with the value.
+#[derive(Debug)]
+pub struct Branch {
+    pub place: Netns,
+    folder: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Branch {
+    /// Its namespace, its way to the Internet and a host that answers; no tunnel.
+    pub fn up(lab: &Lab) -> Result<Self> {
+        let place = Netns::create(&format!("{}-branch", lab.name()))?;
+        let folder = lab.state_directory().join("branch");
+        fs::create_dir_all(&folder)?;
+        place.sysctls([
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+        ])?;
+        lab.internet()
+            .ip(&format!("link add branch type veth peer name eth0 netns {}\nlink set branch up\n", place.name()))?;
+        place.ip(&format!(
+            "link set lo up\nlink set eth0 up\naddr add {PEER}/32 dev eth0\naddr add {HOST}/24 dev lo\n\
+             route add 100.127.255.1/32 dev eth0\nroute add default via 100.127.255.1\n"
+        ))?;
+        lab.internet().ip(&format!("addr add 100.127.255.1/32 dev branch\nroute add {PEER}/32 dev branch\n"))?;
+        let mut branch = Self { place, folder, children: Vec::new() };
+        let root = Root::find()?;
+        // What only crosses the Internet is not answered there.
+        let across = format!(
+            "insert rule inet world all_ports ip daddr {PEER} return\n\
+             insert rule inet world all_ports ip saddr {PEER} return\n"
+        );
+        feed(root.command(&lab.internet(), "nft").args(["-f", "-"]), &across)?;
+        feed(root.command(&branch.place, "nft").args(["-f", "-"]), &world::ruleset())?;
+        let own = "insert rule inet world all_ports udp dport { 7, 500, 4500, 51820 } return\n";
+        feed(root.command(&branch.place, "nft").args(["-f", "-"]), own)?;
+        let program = binary("lab")?;
+        let name = branch.place.name().to_owned();
+        let mut world = branch.place.command(&program);
+        world.args(["world", &name]);
+        branch.spawn("world", &mut world)?;
+        Ok(branch)
+    }
+
+    /// strongSwan, with this file of connections.
+    pub fn strongswan(&mut self, connections: &str) -> Result<()> {
+        let (settings, file, socket) =
+            (self.folder.join("strongswan.conf"), self.folder.join("swanctl.conf"), self.folder.join("vici"));
+        fs::write(
+            &settings,
+            format!(
+                "charon-systemd {{
+    load_modular = no
+    load = kernel-libipsec random nonce openssl pem pkcs1 pkcs8 x509 pubkey constraints drbg gcm kernel-netlink socket-default vici
+    plugins {{
+        vici {{
+            socket = unix://{}
+        }}
+        kernel-netlink {{
+            fwmark = !0x42
+        }}
+        socket-default {{
+            fwmark = 0x42
+        }}
+    }}
+    filelog {{
+        stderr {{
+            default = 0
+            ike = 1
+            flush_line = yes
+        }}
+    }}
+}}
+",
+                socket.display()
+            ),
+        )?;
+        fs::write(&file, connections)?;
+        let mut charon = Root::find()?.command(&self.place, "charon-systemd");
+        charon.env("STRONGSWAN_CONF", &settings);
+        self.spawn("charon", &mut charon)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !socket.exists() {
+            if Instant::now() > deadline {
+                bail!("the second site's strongSwan does not start: {}", tail(&self.log("charon")));
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        let mut load = Root::find()?.command(&self.place, "swanctl");
+        load.env("STRONGSWAN_CONF", &settings).args(["--load-all", "--file"]).arg(&file);
+        load.arg("--uri").arg(format!("unix://{}", socket.display()));
+        run(&mut load).map(drop).context("the second site's connections are not taken")
+    }
+
+    /// What its strongSwan says of its associations.
+    pub fn associations(&self) -> Result<String> {
+        let mut list = Root::find()?.command(&self.place, "swanctl");
+        list.args(["--list-sas", "--uri"]).arg(format!("unix://{}", self.folder.join("vici").display()));
+        run(&mut list)
+    }
+
+    pub fn log(&self, what: &str) -> PathBuf {
+        self.folder.join(format!("{what}.log"))
+    }
+
+    pub fn spawn(&mut self, what: &str, command: &mut Command) -> Result<()> {
+        let log = File::create(self.log(what))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        self.children.push(child.with_context(|| format!("{what} of the second site"))?);
+        Ok(())
+    }
+}
+
+impl Drop for Branch {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            if let Ok(pid) = i32::try_from(child.id()) {
+                kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
+            }
+            let deadline = Instant::now() + Duration::from_secs(3);
+            while matches!(child.try_wait(), Ok(None)) {
+                if Instant::now() > deadline {
+                    child.kill().ok();
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// A file that only its owner may read.
+pub fn secret(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o600))?)
+}
