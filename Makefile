@@ -99,7 +99,7 @@ campaign: packages
 valgrind: PACKAGES += valgrind
 valgrind: packages
 	QUADWAY_CAMPAIGN=1200 QUADWAY_SLOWER=50 valgrind --quiet --error-exitcode=9 --fair-sched=yes \
-	    --suppressions=qat/valgrind.supp $$(tests/guest/program qat campaign) --nocapture no_operation
+	    --suppressions=qat/valgrind.supp $$(tests/guest/program qat campaign) --nocapture under_any_fault
 
 # What Debian lacks is installed, and said.
 packages:
