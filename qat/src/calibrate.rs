@@ -42,7 +42,17 @@ impl Latencies {
 
     /// The 99th percentile, rounded up to the end of its bucket; none of nothing.
     pub fn p99(&self) -> Option<Duration> {
-        let mut left = self.total / 100 + 1;
+        self.all_but(100)
+    }
+
+    /// The median, likewise.
+    pub fn p50(&self) -> Option<Duration> {
+        self.all_but(2)
+    }
+
+    /// What one in so many exceeds.
+    fn all_but(&self, one_in: u32) -> Option<Duration> {
+        let mut left = self.total / one_in + 1;
         for (bucket, count) in self.counts.iter().rev() {
             if *count >= left {
                 return Some(end(*bucket));
@@ -282,6 +292,9 @@ mod tests {
                 latencies.record(micro(*sample));
             }
             let p99 = latencies.p99().unwrap();
+            let p50 = latencies.p50().unwrap();
+            let within = samples.iter().filter(|sample| micro(**sample) <= p50).count();
+            prop_assert!(p50 <= p99 && within * 2 >= samples.len());
             let below = samples.iter().filter(|sample| micro(**sample) <= p99).count();
             prop_assert!(below * 100 >= samples.len() * 99);
             for _ in 0..20 * FADES {

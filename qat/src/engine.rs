@@ -109,6 +109,7 @@ pub struct Engine {
     calibration: Mutex<Calibration>,
     latencies: Mutex<BTreeMap<Class, Latencies>>,
     counts: Mutex<BTreeMap<Operation, Counts>>,
+    took: Mutex<BTreeMap<(Operation, &'static str), Latencies>>,
 }
 
 /// An operation that was done, and how.
@@ -155,6 +156,9 @@ pub struct Status {
     /// Class, least in flight, CPU time on the CPU and by the device, the choice.
     pub choices: Vec<(Class, usize, Duration, Duration, Option<Side>)>,
     pub deadlines: BTreeMap<Class, Duration>,
+    /// By operation and by who did it, `cpu` for OpenSSL: the median and the 99th percentile of how long it took them, of the
+    /// last few thousand.
+    pub latencies: BTreeMap<(Operation, &'static str), (Duration, Duration)>,
 }
 
 /// An operation that is under way. Dropped, it is nobody's.
@@ -230,6 +234,7 @@ impl Engine {
             calibration: Mutex::default(),
             latencies: Mutex::default(),
             counts: Mutex::default(),
+            took: Mutex::default(),
         }
     }
 
@@ -444,6 +449,8 @@ impl Engine {
             .iter()
             .map(|(class, latencies)| (*class, latencies.deadline(self.least_deadline)))
             .collect();
+        let both = |took: &Latencies| Some((took.p50()?, took.p99()?));
+        let latencies = lock(&self.took).iter().filter_map(|(whose, took)| Some((*whose, both(took)?))).collect();
         Status {
             discovery: self.discovery.clone(),
             instances: self.device.as_ref().map(|device| device.status()).unwrap_or_default(),
@@ -451,7 +458,12 @@ impl Engine {
             counts: lock(&self.counts).clone(),
             choices: lock(&self.calibration).choices().collect(),
             deadlines,
+            latencies,
         }
+    }
+
+    fn note(&self, operation: Operation, by: &'static str, took: Duration) {
+        lock(&self.took).entry((operation, by)).or_default().record(took);
     }
 
     fn deadline(&self, class: Class) -> Duration {
@@ -479,6 +491,7 @@ impl Pending<'_> {
                 let own = thread_time().saturating_sub(clock).saturating_sub(led);
                 let (cpu, latency) = (self.spent + own + cost, self.began.elapsed());
                 lock(&self.engine.calibration).record(self.class, self.depth, Side::Device, cpu, latency);
+                self.engine.note(self.class.operation, by, latency);
                 let mut counts = lock(&self.engine.counts);
                 let counts = counts.entry(self.class.operation).or_default();
                 counts.offloaded += 1;
@@ -534,12 +547,15 @@ impl Pending<'_> {
             self.engine.backends[taken.backend].judge(taken.place, Verdict::Wrong, Instant::now());
         }
         lock(&self.engine.calibration).record(self.class, self.depth, Side::Cpu, cpu, latency);
+        if result.is_ok() {
+            self.engine.note(self.class.operation, CPU, latency);
+        }
         let mut counts = lock(&self.engine.counts);
         let counts = counts.entry(self.class.operation).or_default();
         match result {
             Ok(output) => {
                 *counts.cpu.entry(reason).or_default() += 1;
-                Ok(Done { output, by: "cpu", fallback: Some(reason) })
+                Ok(Done { output, by: CPU, fallback: Some(reason) })
             }
             Err(error) => {
                 counts.refused += 1;
@@ -587,6 +603,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How long a start waits for the first tests.
 const STARTING: Duration = Duration::from_secs(10);
+/// OpenSSL, and zlib-rs.
+const CPU: &str = "cpu";
 /// Parts of one text that are under way at once.
 const PARTS: usize = 16;
 /// The first byte of an uncompressed point.

@@ -78,7 +78,12 @@ fn every_operation_goes_to_a_device_that_works() {
     for length in [1, 100, 40_000, 200_000] {
         gzip(&engine, length);
     }
-    let counts = engine.status().counts;
+    let status = engine.status();
+    for operation in status.counts.keys() {
+        let (p50, p99) = status.latencies[&(*operation, "qat")];
+        assert!(!p50.is_zero() && p50 <= p99, "{operation}: {p50:?} {p99:?}");
+    }
+    let counts = status.counts;
     assert_eq!(counts.len(), 18);
     for (operation, counts) in counts {
         // There is room for so much, and a text that was made shorter in one piece cannot be cut.

@@ -1,13 +1,14 @@
 //! The one engine of routerd, and what is told of it: by `status`, the metrics, page 7 of the screen, and
 //! `routerctl qat`. The crate `qat` does the crypto.
 //!
-//! It is there as long as somebody has it, which is `[[tls_offload]]`: nothing runs, and no memory is pinned, where no
-//! site file asks for it.
+//! It is there as long as somebody has it, which is `[[tls_offload]]` and `[api]`: nothing runs, and no memory is pinned,
+//! where no site file asks for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use qat::{Engine, Options, Side, State, Step};
 use schemars::JsonSchema;
@@ -42,11 +43,7 @@ enum Stage {
 
 /// The engine in somebody's hands. It ends with the last of them.
 #[derive(Debug)]
-pub struct InUse {
-    // Dropped in this order.
-    engine: Arc<Engine>,
-    ended: Ended,
-}
+pub struct InUse(Option<(Arc<Engine>, Ended)>);
 
 #[derive(Debug)]
 struct Ended(Arc<Desk>);
@@ -67,7 +64,7 @@ impl Crypto {
         drop(stage);
         let engine = Arc::new(Engine::start(options));
         *lock(&desk.stage) = Stage::Running(Arc::clone(&engine));
-        let engine = Arc::new(InUse { engine, ended: Ended(Arc::clone(desk)) });
+        let engine = Arc::new(InUse(Some((engine, Ended(Arc::clone(desk))))));
         *last = Arc::downgrade(&engine);
         engine
     }
@@ -89,13 +86,24 @@ impl Deref for InUse {
     type Target = Engine;
 
     fn deref(&self) -> &Engine {
-        &self.engine
+        let Some((engine, _)) = &self.0 else { unreachable!("it goes when this is dropped") };
+        engine
     }
 }
 
 impl Drop for InUse {
+    /// A device is given back on a thread of its own, because it may take a second, and the last who has the engine may be
+    /// the event loop.
     fn drop(&mut self) {
-        *lock(&self.ended.0.stage) = Stage::Ending;
+        let Some((engine, ended)) = self.0.take() else { return };
+        *lock(&ended.0.stage) = Stage::Ending;
+        let give_back = move || {
+            drop(engine);
+            drop(ended);
+        };
+        if let Err(error) = std::thread::Builder::new().name("qat-end".to_owned()).spawn(give_back) {
+            tracing::warn!(%error, "there is no thread to give the device back");
+        }
     }
 }
 
@@ -123,6 +131,9 @@ pub struct CryptoStatus {
     pub operations: Vec<CryptoOperation>,
     /// Who does what, as measured.
     pub choices: Vec<CryptoChoice>,
+    /// How long operations took whoever did them.
+    #[serde(default)]
+    pub latencies: Vec<CryptoLatency>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -201,6 +212,16 @@ pub struct CryptoChoice {
     pub choice: Option<String>,
 }
 
+/// Of the last few thousand operations, each from its beginning to its end; by the CPU, without what was tried before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CryptoLatency {
+    pub operation: String,
+    /// `qat`, `multi-buffer`, `cpu`.
+    pub engine: String,
+    pub p50_seconds: f64,
+    pub p99_seconds: f64,
+}
+
 impl CryptoStatus {
     pub fn new(status: &qat::Status) -> Self {
         let step = |step: &Step| {
@@ -217,6 +238,13 @@ impl CryptoStatus {
             cpu: counts.cpu.iter().map(|(reason, count)| (reason.to_string(), *count)).collect(),
             refused: counts.refused,
         };
+        let latency =
+            |((operation, by), (p50, p99)): (&(qat::Operation, &'static str), &(Duration, Duration))| CryptoLatency {
+                operation: operation.to_string(),
+                engine: (*by).to_owned(),
+                p50_seconds: p50.as_secs_f64(),
+                p99_seconds: p99.as_secs_f64(),
+            };
         let missing = status.discovery.missing().map(step).map(|step| format!("{}: {}", step.what, step.text));
         Self {
             missing: missing.or_else(|| status.instances.is_empty().then(|| "no instance".to_owned())),
@@ -225,6 +253,7 @@ impl CryptoStatus {
             operations: status.counts.iter().map(operation).collect(),
             batches: status.batches.iter().map(CryptoBatch::new).collect(),
             choices: status.choices.iter().map(|choice| CryptoChoice::new(choice, &status.instances)).collect(),
+            latencies: status.latencies.iter().map(latency).collect(),
         }
     }
 
@@ -463,12 +492,17 @@ mod tests {
         assert!(engines.iter().all(|engine| Arc::ptr_eq(engine, &engines[0])));
         assert!(simulator.count(qat_sim::Count::Pinned) > 0);
         let status = crypto.status().unwrap();
-        assert_eq!((status.missing, status.instances.len()), (None, 3));
+        assert_eq!((status.missing, status.instances.len()), (None, 6));
         let [last, rest @ ..] = engines;
         drop(rest);
         assert!(crypto.status().is_some());
         drop(last);
-        assert_eq!((crypto.status(), simulator.count(qat_sim::Count::Pinned)), (None, 0));
-        assert_eq!(crypto.engine(simulated(&simulator)).status().instances.len(), 3);
+        assert_eq!(crypto.status(), None);
+        let began = std::time::Instant::now();
+        while simulator.count(qat_sim::Count::Pinned) > 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "the device is not given back");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(crypto.engine(simulated(&simulator)).status().instances.len(), 6);
     }
 }

@@ -560,6 +560,37 @@ fn crypto(page: &mut Page, status: &Status) {
             })
         }),
     );
+    page.gauges(
+        "quadway_crypto_latency_seconds",
+        "How long the last few thousand operations took, by who did them (`qat`, `multi-buffer`, `cpu`): the median \
+         (`quantile` 0.5) and the 99th percentile",
+        crypto().flat_map(|crypto| &crypto.latencies).flat_map(|latency| {
+            [("0.5", latency.p50_seconds), ("0.99", latency.p99_seconds)].map(|(quantile, seconds)| {
+                let of = vec![
+                    ("engine", latency.engine.clone()),
+                    ("operation", latency.operation.clone()),
+                    ("quantile", quantile.to_owned()),
+                ];
+                (of, seconds)
+            })
+        }),
+    );
+    page.gauges(
+        "quadway_crypto_kernel_device_beats",
+        "1 while a crypto device that the kernel drives answers, 0 when it does not; nothing where nobody knows",
+        status
+            .kernel_devices
+            .iter()
+            .filter_map(|device| Some((vec![("device", device.name.clone())], truth(device.beats?)))),
+    );
+    page.counters(
+        "quadway_crypto_kernel_device_unanswered",
+        "Heartbeats that a crypto device of the kernel's did not answer, since its driver was loaded",
+        status
+            .kernel_devices
+            .iter()
+            .filter_map(|device| Some((vec![("device", device.name.clone())], device.unanswered?))),
+    );
     let each = || {
         let instances = crypto().flat_map(|crypto| &crypto.instances);
         // Not `instance`: that is the scraped router itself.
@@ -1172,6 +1203,11 @@ mod tests {
             dhcp,
             clock,
             crypto,
+            kernel_devices: vec![crate::crypto::qat_kernel::KernelDeviceLine {
+                name: "qat_c62x_0000:3d:00.0".to_owned(),
+                beats: Some(true),
+                unanswered: Some(2),
+            }],
             ..status::of(&fixture::view(), &Ok(fixture::counters()))
         }
     }

@@ -20,6 +20,7 @@ use crate::api::https::Listener;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
 use crate::crypto::CryptoStatus;
+use crate::crypto::qat_kernel::KernelDeviceLine;
 use crate::outside::OutletLine;
 use crate::service::component::ComponentLine;
 use crate::service::dhcp::LeaseLine;
@@ -97,6 +98,9 @@ pub struct Status {
     /// What is wrong with the crypto device that the kernel has, for IPsec.
     #[serde(default)]
     pub kernel_crypto: Vec<String>,
+    /// Crypto devices that the kernel drives.
+    #[serde(default)]
+    pub kernel_devices: Vec<KernelDeviceLine>,
 }
 
 /// A cell of the matrix that is audited.
@@ -347,6 +351,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         clock: None,
         crypto: None,
         kernel_crypto: Vec::new(),
+        kernel_devices: Vec::new(),
     };
     if let Some(config) = &view.config {
         status.site = Some(config.site.clone());

@@ -272,7 +272,7 @@ impl Core {
         status.clock = self.told.clock.status();
         status.tunnels = self.told.tunnels.lines();
         status.crypto = self.crypto.status();
-        status.kernel_crypto = self.kernel_crypto.told();
+        (status.kernel_crypto, status.kernel_devices) = self.kernel_crypto.told();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
         Ok(status)
     }

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use config::Config;
 use config::model::KernelDevice;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -35,9 +36,19 @@ pub struct QatKernel {
 /// Gives a driver its priority.
 type SetPriority = dyn Fn(&str, u32) -> io::Result<()> + Send + Sync;
 
-/// What is wrong with the card. Clones share it.
+/// What is wrong with the card, and how its devices are. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Troubles(Arc<Mutex<Vec<String>>>);
+pub struct Troubles(Arc<Mutex<(Vec<String>, Vec<KernelDeviceLine>)>>);
+
+/// A device of the card that the kernel drives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelDeviceLine {
+    pub name: String,
+    /// Whether it answers; `None` where nobody knows.
+    pub beats: Option<bool>,
+    /// Heartbeats that it did not answer, since its driver was loaded.
+    pub unanswered: Option<u64>,
+}
 
 /// What is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -272,12 +283,12 @@ impl Device {
 }
 
 impl Troubles {
-    pub fn told(&self) -> Vec<String> {
+    pub fn told(&self) -> (Vec<String>, Vec<KernelDeviceLine>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn tell(&self, told: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    fn tell(&self, told: Vec<String>, devices: Vec<KernelDeviceLine>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (told, devices);
     }
 }
 
@@ -328,7 +339,15 @@ async fn follow(
                 told.push(format!("crypto: {name} does not answer: what IPsec gives it is lost"));
             }
         }
-        troubles.tell(told);
+        let line = |Device { name, heartbeat, unanswered, .. }: &Device| {
+            let beats = match heartbeat {
+                Heartbeat::Beats => Some(true),
+                Heartbeat::Silent => Some(false),
+                Heartbeat::Untold(_) => None,
+            };
+            KernelDeviceLine { name: name.clone(), beats, unanswered: *unanswered }
+        };
+        troubles.tell(told, found.devices.iter().map(line).collect());
         let pause = if found.devices.is_empty() { BETWEEN_SEARCHES } else { between_beats };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -663,10 +682,14 @@ driver       : half
         };
         let priority = || kernel.look().map(|found| found.algorithms[1].priority).unwrap_or_default();
         beat("-1\n");
-        until("it has stopped", &|| troubles.told().iter().any(|told| told.contains("3d:00.0 does not answer"))).await;
+        until("it has stopped", &|| troubles.told().0.iter().any(|told| told.contains("3d:00.0 does not answer")))
+            .await;
+        let device = || troubles.told().1.into_iter().find(|device| device.name.contains("3d:00.0")).unwrap();
+        assert_eq!(device().beats, Some(false));
         assert_eq!(machine.asked.lock().unwrap().as_slice(), [], "nobody asked for an order");
         beat("0\n");
-        until("it is back", &|| troubles.told().is_empty()).await;
+        until("it is back", &|| troubles.told().0.is_empty()).await;
+        assert_eq!(device().beats, Some(true));
         sender.send_replace(with(Some(KernelDevice::Prefer)));
         until("it is preferred", &|| priority() == 10_000).await;
 
@@ -677,7 +700,7 @@ driver       : half
         kernel.come_back();
         until("it is preferred again", &|| priority() == 10_000).await;
         machine.write("proc/crypto", "");
-        until("it is missed", &|| troubles.told().iter().any(|told| told.contains("which has none"))).await;
+        until("it is missed", &|| troubles.told().0.iter().any(|told| told.contains("which has none"))).await;
         drop(sender);
         following.await.unwrap();
     }

@@ -572,6 +572,7 @@ fn status(second: u64) -> Status {
         crypto: Some(crate::fixture::crypto()),
         kernel_crypto: Vec::new(),
         tunnels: Vec::new(),
+        kernel_devices: Vec::new(),
         ports: wans
             .iter()
             .map(|wan| port(&wan.interface, &format!("wan {}", wan.name), wan.carrier, second))
