@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod command;
 pub mod qat_kernel;
+pub(crate) mod signing;
 
 /// Where the engine is had, and asked how it is. Clones share it.
 #[derive(Debug, Clone, Default)]

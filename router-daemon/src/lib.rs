@@ -15,6 +15,7 @@ pub mod event_loop;
 mod fixture;
 pub mod flows;
 pub mod guard;
+mod handshake;
 pub mod happening;
 pub mod history;
 pub mod import;

@@ -1,5 +1,6 @@
 //! The files of the HTTPS listener, read and judged, and who somebody is by the certificate that came with the
-//! connection. The secret key goes from its file into rustls and nowhere else: no message quotes a byte of it.
+//! connection. The secret key goes from its file to whoever signs and nowhere else: no message quotes a byte
+//! of it.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -15,7 +16,10 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+use crate::crypto::signing::{Engine, Key, Signatures};
 
 /// What the files hold.
 #[derive(Debug, Clone)]
@@ -25,34 +29,52 @@ pub(super) struct Loaded {
     pub(super) digest: String,
 }
 
-/// What a connection is made with. Reads files: not for the daemon's own thread.
-pub(super) fn load(api: &Api) -> Result<Loaded, String> {
-    let chain = certificates(&api.certificate)?;
-    let key = key(&api.key)?;
-    let mut digest: Vec<u8> = chain.iter().flat_map(|one| one.to_vec()).collect();
-    let mut roots = RootCertStore::empty();
-    for root in certificates(&api.client_ca)? {
-        digest.extend_from_slice(&root);
-        roots.add(root).map_err(|error| format!("{} holds no authority: {error}", api.client_ca.display()))?;
-    }
+/// What a connection is made with. `engine` signs. Reads files: not for the daemon's own thread.
+pub(super) fn load(api: &Api, engine: &dyn Engine, signatures: &Arc<Signatures>) -> Result<Loaded, String> {
+    let certified = certified(&api.certificate, &api.key, engine, signatures)?;
+    let mut digest: Vec<u8> = certified.cert.iter().flat_map(|one| one.to_vec()).collect();
+    let roots = roots(&api.client_ca, &mut digest)?;
     let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
         .build()
         .map_err(|error| format!("{} holds no authority: {error}", api.client_ca.display()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| format!("TLS cannot be set up: {error}"))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|error| {
-            let (key, certificate) = (api.key.display(), api.certificate.display());
-            format!("{key} and {certificate} cannot be used together: {error}")
-        })?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Each connection shows its certificate; nothing is kept of the last one.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Loaded { tls: Arc::new(config), digest: ebpf::digest(&digest) })
+}
+
+/// A certificate with its chain, and its key in the hands of whoever signs.
+pub(crate) fn certified(
+    certificate: &Path,
+    key: &Path,
+    engine: &dyn Engine,
+    signatures: &Arc<Signatures>,
+) -> Result<CertifiedKey, String> {
+    let chain = certificates(certificate)?;
+    let secret = self::key(key)?;
+    let signs = engine.take(&secret).map_err(|trouble| format!("{}: {trouble}", key.display()))?;
+    let certified = CertifiedKey::new(chain, Arc::new(Key::new(signs, Arc::clone(signatures))));
+    certified
+        .keys_match()
+        .map_err(|error| format!("{} and {} cannot be used together: {error}", key.display(), certificate.display()))?;
+    Ok(certified)
+}
+
+/// Authorities, which `seen` takes in.
+pub(crate) fn roots(path: &Path, seen: &mut Vec<u8>) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for root in certificates(path)? {
+        seen.extend_from_slice(&root);
+        roots.add(root).map_err(|error| format!("{} holds no authority: {error}", path.display()))?;
+    }
+    Ok(Arc::new(roots))
 }
 
 /// What a certificate says of its owner.
@@ -183,18 +205,23 @@ mod tests {
 
     use super::*;
     use crate::api::https::testing::{Authority, Files};
+    use crate::crypto::signing::Ring;
+
+    fn loaded(api: &Api) -> Result<Loaded, String> {
+        load(api, &Ring, &Arc::default())
+    }
 
     #[test]
     fn files_that_fit_are_taken_and_others_are_told_with_their_place() {
         let files = Files::new();
         let Files { api, .. } = &files;
-        assert!(load(api).is_ok());
+        assert!(loaded(api).is_ok());
 
         for (mode, good) in
             [(0o600, true), (0o640, true), (0o400, true), (0o644, false), (0o660, false), (0o601, false)]
         {
             std::fs::set_permissions(&api.key, PermissionsExt::from_mode(mode)).unwrap();
-            match load(api) {
+            match loaded(api) {
                 Ok(_) => assert!(good, "{mode:o}"),
                 Err(told) => {
                     assert!(!good, "{mode:o}: {told}");
@@ -217,17 +244,17 @@ mod tests {
         for (path, text, told) in table {
             let right = std::fs::read(path).unwrap();
             std::fs::write(path, text).unwrap();
-            let said = load(api).unwrap_err();
+            let said = loaded(api).unwrap_err();
             assert!(said.contains(told) && said.contains(path.to_str().unwrap()), "{said}");
             let line = secret.lines().nth(1).unwrap();
             assert!(!said.contains(line) && !said.contains(&line[..8]), "the key is told: {said}");
             std::fs::write(path, right).unwrap();
         }
         let gone = Api { key: "/nonexistent".into(), ..api.clone() };
-        assert!(load(&gone).unwrap_err().contains("/nonexistent cannot be read"));
+        assert!(loaded(&gone).unwrap_err().contains("/nonexistent cannot be read"));
         let folder = Api { key: "/".into(), ..api.clone() };
-        assert!(load(&folder).unwrap_err().contains("/ is no file"));
-        assert!(load(api).is_ok());
+        assert!(loaded(&folder).unwrap_err().contains("/ is no file"));
+        assert!(loaded(api).is_ok());
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! and which an operator, and whoever it does not name is refused everything. The content type is insisted on: no page
 //! in an operator's browser can send it here unasked.
 //!
-//! [`serve`] owns the listener and the connections. Each change of the config reads the files again. If they or `[api]`
+//! Handshakes are made on two threads of their own and signed as those of `[[tls_offload]]` are, by the engine of `qat`.
+//! [`serve`] owns the listener, those threads and the connections. Each change of the config reads the files again. If they or `[api]`
 //! say something else, connections finish the request they are at and close, so that nobody keeps what a certificate
 //! was allowed before. What is in the way (an address that is not there, a file that cannot be read) is told in `status` and tried again.
 
@@ -38,6 +39,7 @@ use serde_json::{Value, json};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
@@ -47,9 +49,12 @@ use tokio_rustls::rustls::ServerConfig;
 use super::certificate::{self, Loaded, Presented};
 use super::protocol::{Answer, Call, MAX_LINE, Role, decode_call, encode_answer};
 use super::server::{BUSY, Core, LINE_TIMEOUT, Lines, OPERATORS, PLACE_TIMEOUT, READERS, SEND_TIMEOUT, within};
-use crate::accept;
 use crate::ask::{Author, Refusal};
+use crate::crypto::signing::{Offload, Signatures};
+use crate::crypto::{Crypto, InUse};
+use crate::handshake::Workers;
 use crate::session::Session;
+use crate::{accept, handshake};
 
 /// How the listener stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +71,7 @@ pub async fn serve(
     told: watch::Sender<Option<Listener>>,
 ) {
     let places = Places::default();
+    let mut hands = Hands::default();
     let mut connections = JoinSet::new();
     let mut bound: Option<(SocketAddr, TcpListener)> = None;
     let mut epoch: Option<Epoch> = None;
@@ -73,13 +79,14 @@ pub async fn serve(
         let wanted = config.borrow_and_update().as_ref().and_then(|config| config.api.clone());
         let Some(api) = wanted else {
             (bound, epoch) = (None, None);
+            hands = Hands::default();
             told.send_if_modified(|before| before.take().is_some());
             if config.changed().await.is_err() {
                 return;
             }
             continue;
         };
-        let ready = open(&api, &mut bound).await;
+        let ready = open(&api, &core.crypto, &mut hands, &mut bound).await;
         let now = Listener { address: api.listen.to_string(), trouble: ready.as_ref().err().cloned() };
         let news = told.send_if_modified(|before| before.replace(now.clone()).as_ref() != Some(&now));
         let changed = match (&ready, &bound) {
@@ -93,7 +100,8 @@ pub async fn serve(
                 };
                 let Epoch { api, files, over } = epoch.insert(now);
                 let (api, epoch) = (Arc::clone(api), over.subscribe());
-                let terms = Terms { api, core: core.clone(), places: places.clone(), epoch };
+                let Some(threads) = hands.threads.as_ref().map(|threads| threads.handle().clone()) else { continue };
+                let terms = Terms { api, core: core.clone(), places: places.clone(), threads, epoch };
                 tokio::select! {
                     never = answer_all(listener, &files.tls, &terms, &mut connections) => match never {},
                     changed = config.changed() => changed,
@@ -130,20 +138,42 @@ impl Epoch {
     }
 }
 
+/// Who makes handshakes. There as long as the site file has `[api]`, so that no reload looks for a device again.
+#[derive(Debug, Default)]
+struct Hands {
+    threads: Option<Workers>,
+    engine: Option<Arc<InUse>>,
+    signatures: Arc<Signatures>,
+}
+
 /// Reads the files, and binds the address unless it is bound.
-async fn open(api: &Api, bound: &mut Option<(SocketAddr, TcpListener)>) -> Result<Loaded, String> {
+async fn open(
+    api: &Api,
+    crypto: &Crypto,
+    hands: &mut Hands,
+    bound: &mut Option<(SocketAddr, TcpListener)>,
+) -> Result<Loaded, String> {
     if bound.as_ref().is_some_and(|(address, _)| *address != api.listen) {
         *bound = None;
     }
-    let files = api.clone();
-    let loaded = match tokio::task::spawn_blocking(move || certificate::load(&files)).await {
-        Ok(Ok(loaded)) => loaded,
-        failed => {
-            // Who connects is refused at once, instead of waiting for nobody.
-            *bound = None;
-            return Err(failed.map_or_else(|error| error.to_string(), |read| read.err().unwrap_or_default()));
-        }
+    if hands.threads.is_none() {
+        let threads = Workers::start("api-handshake", HANDSHAKE_THREADS, NICE);
+        hands.threads = Some(threads.map_err(|error| format!("there are no threads for handshakes: {error}"))?);
+    }
+    let (files, crypto, signatures) = (api.clone(), crypto.clone(), Arc::clone(&hands.signatures));
+    let load = move || {
+        let engine = crypto.engine(qat::Options::default());
+        (certificate::load(&files, &Offload::new(Arc::clone(&engine)), &signatures), engine)
     };
+    let loaded = match tokio::task::spawn_blocking(load).await {
+        Ok((loaded, engine)) => {
+            hands.engine = Some(engine);
+            loaded
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    // Who connects is refused at once, instead of waiting for nobody.
+    let loaded = loaded.inspect_err(|_trouble| *bound = None)?;
     if bound.is_none() {
         let listener = TcpListener::bind(api.listen).await;
         let listener = listener.map_err(|error| format!("{} cannot be listened on: {error}", api.listen))?;
@@ -158,6 +188,7 @@ struct Terms {
     api: Arc<Api>,
     core: Core,
     places: Places,
+    threads: Handle,
     /// Its sender is dropped when they are over.
     epoch: watch::Receiver<()>,
 }
@@ -217,7 +248,9 @@ async fn connection(
     // Who only listens may vanish without a word.
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    let stream = within(HANDSHAKE_TIMEOUT, tls.accept(Unstalled::new(stream))).await?;
+    // A signature takes as long as it takes, and this is the thread of the event loop.
+    let shaken = handshake::on(&terms.threads, tls.accept(Unstalled::new(stream)));
+    let stream = within(HANDSHAKE_TIMEOUT, async { shaken.await? }).await?;
     drop(shaking);
     let Ok(_place) = Arc::clone(&terms.places.connections).try_acquire_owned() else {
         return Err(io::Error::other("too many connections at once"));
@@ -513,6 +546,9 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_mins(1);
 const HANDSHAKES: usize = 64;
 const CONNECTIONS: usize = 256;
+/// As many signatures at once; who administers a router is no crowd, and is to be let in on a busy one.
+const HANDSHAKE_THREADS: usize = 2;
+const NICE: i32 = 2;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HEADERS: usize = 16 * 1024;
 const OPEN_AGAIN: Duration = Duration::from_secs(5);
@@ -957,6 +993,32 @@ mod tests {
         assert!(since.elapsed() < LINE_TIMEOUT + Duration::from_secs(15), "{:?}", since.elapsed());
         assert_eq!(router.ask(&rita, r#"{"v":1,"call":"status"}"#).await.0, 200);
         assert_eq!(router.orders(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn handshakes_are_signed_by_the_engine_which_ends_with_the_api() {
+        let router = Router::start(Files::new()).await;
+        let rita = router.identity("rita");
+        let signed = || {
+            let status = router.core.crypto.status()?;
+            let signed = status.operations.into_iter().find(|operation| operation.operation == "ECDSA P256 sign")?;
+            Some(signed.offloaded + signed.batched + signed.cpu.values().sum::<u64>())
+        };
+        let before = signed().unwrap_or_default();
+        for _ in 0..3 {
+            assert_eq!(router.ask(&rita, r#"{"v":1,"call":"status"}"#).await.0, 200);
+        }
+        assert_eq!(signed().unwrap(), before + 3);
+        router.change(|api| _ = api.clients.pop_first()).await;
+        assert!(signed().is_some(), "a reload looks for no device");
+
+        router.config.send_replace(Some(Arc::new(fixture::config())));
+        let gone = async {
+            while router.core.crypto.status().is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("nobody has it any more");
     }
 
     #[tokio::test]

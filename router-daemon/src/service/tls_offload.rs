@@ -20,7 +20,6 @@ mod limits;
 mod names;
 mod proxy;
 mod pump;
-mod signing;
 mod tally;
 
 use std::collections::BTreeMap;
@@ -39,7 +38,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Builder;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::rustls::crypto::ring::Ticketer;
@@ -50,10 +49,11 @@ use self::backends::{Backend, Pool};
 use self::connection::{Lives, Terms, Threads};
 use self::files::{Places, Shown, Stamps};
 use self::limits::Sources;
-use self::signing::{Engine, Offload};
 use self::tally::Tally;
 use crate::accept;
 use crate::crypto::Crypto;
+use crate::crypto::signing::{Engine, Offload};
+use crate::handshake::Workers;
 
 /// How each of them stands, for status and metrics. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -356,33 +356,6 @@ struct Service {
     listeners: BTreeMap<SocketAddr, Listener>,
 }
 
-/// Threads that nobody waits for: one of them may be in a signature. A runtime that is dropped would wait, and where
-/// nothing may wait, panic.
-#[derive(Debug)]
-struct Workers(Option<Runtime>, Handle);
-
-impl Workers {
-    fn start(name: &str, count: usize, nice: i32) -> io::Result<Self> {
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(count).thread_name(name).on_thread_start(move || give_way(nice)).enable_all();
-        let runtime = builder.build()?;
-        let handle = runtime.handle().clone();
-        Ok(Self(Some(runtime), handle))
-    }
-
-    fn handle(&self) -> &Handle {
-        &self.1
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 /// One `[[tls_offload]]` of the config in force.
 #[derive(Debug)]
 struct Entry {
@@ -672,13 +645,6 @@ fn raise_descriptors() -> u64 {
 fn connections(descriptors: u64) -> usize {
     let ours = descriptors.saturating_sub(DESCRIPTORS_LEFT).max(descriptors / 2);
     usize::try_from(ours / EACH).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)
-}
-
-/// This thread gets what others leave.
-fn give_way(nice: i32) {
-    let own = rustix::thread::gettid();
-    // A thread is a process to Linux here; without the right it only competes.
-    rustix::process::setpriority_process(Some(own), nice).ok();
 }
 
 const LOOK_AGAIN: Duration = Duration::from_secs(2);

@@ -33,6 +33,7 @@ use super::proxy::{self, Told};
 use super::pump::{End, pump};
 use super::tally::{Place, Refused, Tally};
 use crate::api::certificate::Presented;
+use crate::handshake;
 
 /// On what terms connections are served, until others take their place.
 #[derive(Debug)]
@@ -245,22 +246,21 @@ async fn shake(stream: TcpStream, terms: &Arc<Terms>) -> Result<TlsStream<TcpStr
     };
     let (tls, buffer) = (Arc::clone(&terms.loaded.tls), terms.offload.limits.buffer as usize);
     let limit = move |session: &mut ServerConnection| session.set_buffer_limit(Some(buffer));
-    // Ends with us: a handshake that nobody waits for is not made.
-    let mut work = Abandoned(terms.threads.handshakes.spawn(async move {
+    let work = handshake::on(&terms.threads.handshakes, async move {
         let queued: OwnedSemaphorePermit = queued;
         // Signs, for TLS 1.3 and for 1.2, and so takes the thread as long as that takes.
         let accept = hello.into_stream_with(tls, limit);
         drop(queued);
         accept.into_fallible().await
-    }));
-    let shaken = timeout_at(deadline, &mut work.0).await.map_err(late)?;
+    });
+    let shaken = timeout_at(deadline, work).await.map_err(late)?;
     match shaken {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err((error, stream))) => {
             last_word(stream).await;
             Err(refused(error))
         }
-        Err(gone) => Err(Failed::Broken(io::Error::other(gone))),
+        Err(gone) => Err(Failed::Broken(gone)),
     }
 }
 
@@ -297,14 +297,6 @@ async fn last_word(mut stream: TcpStream) {
     };
     // Whoever goes on talking is not heard out.
     tokio::time::timeout(FAREWELL, unread).await.ok();
-}
-
-struct Abandoned<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for Abandoned<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 fn refused(error: io::Error) -> Failed {

@@ -16,8 +16,8 @@ use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
 use super::names::Names;
-use super::signing::{Engine, Key, Signatures};
 use crate::api::certificate::{self, contents, element};
+use crate::crypto::signing::{Engine, Signatures};
 
 /// What the files hold, ready for connections.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ pub(super) fn load(
         None => builder.with_no_client_auth(),
         Some(clients) => {
             trust.push(u8::from(clients.required));
-            let roots = roots(&clients.ca, &mut trust)?;
+            let roots = certificate::roots(&clients.ca, &mut trust)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
             let verifier = if clients.required { verifier } else { verifier.allow_unauthenticated() };
             let verifier =
@@ -137,14 +137,8 @@ fn certified(
     signatures: &Arc<Signatures>,
 ) -> Result<(CertifiedKey, Option<u64>), String> {
     let (certificate, key) = (places.path(&written.certificate)?, places.path(&written.key)?);
-    let chain = certificate::certificates(&certificate)?;
-    let secret = certificate::key(&key)?;
-    let signs = engine.take(&secret).map_err(|trouble| format!("{}: {trouble}", key.display()))?;
-    let expires = chain.first().and_then(expiry);
-    let mut certified = CertifiedKey::new(chain, Arc::new(Key::new(signs, Arc::clone(signatures))));
-    certified
-        .keys_match()
-        .map_err(|error| format!("{} and {} cannot be used together: {error}", key.display(), certificate.display()))?;
+    let mut certified = certificate::certified(&certificate, &key, engine, signatures)?;
+    let expires = certified.cert.first().and_then(expiry);
     if let Some(path) = &written.ocsp {
         let (response, _) = contents(path)?;
         // RFC 6960, 4.2.1: an OCSPResponse is a SEQUENCE that begins with its status, and 0 is success.
@@ -163,7 +157,7 @@ fn to_backend(
 ) -> Result<(Arc<ClientConfig>, ServerName<'static>), String> {
     let mut public = RootCertStore::empty();
     let roots = if let Some(path) = &wanted.ca {
-        roots(path, &mut Vec::new())?
+        certificate::roots(path, &mut Vec::new())?
     } else {
         public.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         Arc::new(public)
@@ -175,15 +169,6 @@ fn to_backend(
         .with_no_client_auth();
     let name = ServerName::try_from(wanted.name.clone()).map_err(|error| format!("`{}`: {error}", wanted.name))?;
     Ok((Arc::new(config), name))
-}
-
-fn roots(path: &Path, seen: &mut Vec<u8>) -> Result<Arc<RootCertStore>, String> {
-    let mut roots = RootCertStore::empty();
-    for root in certificate::certificates(path)? {
-        seen.extend_from_slice(&root);
-        roots.add(root).map_err(|error| format!("{} holds no authority: {error}", path.display()))?;
-    }
-    Ok(Arc::new(roots))
 }
 
 fn supported(version: TlsVersion) -> &'static SupportedProtocolVersion {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::signing::Signatures;
+use crate::crypto::signing::Signatures;
 
 /// Shared by its listeners and connections.
 #[derive(Debug, Default)]

@@ -32,8 +32,8 @@ use tokio_rustls::rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::signing::{Ring, Signed, Signs};
 use super::*;
+use crate::crypto::signing::{Ring, Signed, Signs};
 use crate::fixture;
 
 #[tokio::test]
@@ -904,7 +904,7 @@ struct Backing {
     address: SocketAddr,
     /// What the PROXY protocol said, for each connection.
     headers: Arc<Mutex<Vec<Vec<u8>>>>,
-    runtime: Option<Runtime>,
+    runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Drop for Backing {

@@ -1,5 +1,5 @@
 //! Signatures of handshakes: rustls' `SigningKey` and `Signer` over anything that [`Signs`]. rustls waits in `sign`, so
-//! this is only called on the threads of handshakes. Who signed, and why it was not whom one would have liked, is counted.
+//! this is only called on threads of handshakes (`crate::handshake`). Who signed, and why it was not whom one would have liked, is counted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +9,10 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, SubjectPublicKeyInfoDer};
 use tokio_rustls::rustls::sign::{Signer, SigningKey};
 use tokio_rustls::rustls::{Error, SignatureAlgorithm, SignatureScheme};
 
-use crate::crypto::InUse;
+use super::InUse;
 
 /// Something that signs with one key.
-pub(super) trait Signs: std::fmt::Debug + Send + Sync {
+pub(crate) trait Signs: std::fmt::Debug + Send + Sync {
     /// Those the key is good for, best first.
     fn schemes(&self) -> &[SignatureScheme];
     fn algorithm(&self) -> SignatureAlgorithm;
@@ -23,23 +23,23 @@ pub(super) trait Signs: std::fmt::Debug + Send + Sync {
 
 /// A signature and where it comes from.
 #[derive(Debug)]
-pub(super) struct Signed {
-    pub(super) signature: Vec<u8>,
+pub(crate) struct Signed {
+    pub(crate) signature: Vec<u8>,
     /// A word for metrics.
-    pub(super) engine: &'static str,
+    pub(crate) engine: &'static str,
     /// Why the engine that should have signed did not.
-    pub(super) fallback: Option<&'static str>,
+    pub(crate) fallback: Option<&'static str>,
 }
 
 /// Whoever takes keys and signs with them.
-pub(super) trait Engine: std::fmt::Debug + Send + Sync {
+pub(crate) trait Engine: std::fmt::Debug + Send + Sync {
     /// No message says anything of the key.
     fn take(&self, key: &PrivateKeyDer<'static>) -> Result<Arc<dyn Signs>, String>;
 }
 
 /// How many signatures were made, by whom and why not by another.
 #[derive(Debug, Default)]
-pub(super) struct Signatures(Mutex<BTreeMap<(&'static str, &'static str), u64>>);
+pub(crate) struct Signatures(Mutex<BTreeMap<(&'static str, &'static str), u64>>);
 
 impl Signatures {
     fn count(&self, engine: &'static str, fallback: &'static str) {
@@ -47,20 +47,20 @@ impl Signatures {
     }
 
     /// By engine and by reason of the fallback, which is empty where there was none.
-    pub(super) fn counts(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+    pub(crate) fn counts(&self) -> BTreeMap<(&'static str, &'static str), u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 /// A key as rustls wants it.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(crate) struct Key {
     signs: Arc<dyn Signs>,
     signatures: Arc<Signatures>,
 }
 
 impl Key {
-    pub(super) fn new(signs: Arc<dyn Signs>, signatures: Arc<Signatures>) -> Self {
+    pub(crate) fn new(signs: Arc<dyn Signs>, signatures: Arc<Signatures>) -> Self {
         Self { signs, signatures }
     }
 }
@@ -103,10 +103,10 @@ impl Signer for One {
 /// The engine of the crate `qat`: a device where there is one and it is worth it, OpenSSL on the CPU else. Kinds of keys
 /// that it does not know (Ed25519, P-521) are left to rustls' own provider.
 #[derive(Debug)]
-pub(super) struct Offload(Arc<InUse>);
+pub(crate) struct Offload(Arc<InUse>);
 
 impl Offload {
-    pub(super) fn new(engine: Arc<InUse>) -> Self {
+    pub(crate) fn new(engine: Arc<InUse>) -> Self {
         Self(engine)
     }
 }
@@ -179,7 +179,7 @@ impl Signs for OffloadKey {
 
 /// rustls' own provider, on the CPU.
 #[derive(Debug, Default)]
-pub(super) struct Ring;
+pub(crate) struct Ring;
 
 impl Engine for Ring {
     fn take(&self, key: &PrivateKeyDer<'static>) -> Result<Arc<dyn Signs>, String> {
