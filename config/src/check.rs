@@ -9,6 +9,7 @@ mod lan;
 mod leases;
 mod matrix;
 mod outside;
+mod pair;
 mod segments;
 mod tls_offload;
 mod tunnel;
@@ -54,6 +55,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let dhcp = check.dhcp(&vlans);
     let ra = check.ra(&vlans);
     let ntp = check.ntp(&vlans);
+    let pair = check.pair(&vlans, &wans);
     let router = check.router();
     let crypto = check.crypto();
     let fast_path = check.fast_path();
@@ -98,6 +100,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
         dhcp,
         ra,
         ntp,
+        pair,
     };
     (config, origins, check.problems)
 }

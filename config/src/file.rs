@@ -2,6 +2,7 @@
 //! types, the form of one value); whatever needs two places of the file at once is `check`'s business.
 
 mod lan;
+mod pair;
 pub(crate) mod tunnel;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,6 +13,7 @@ use ipnet::IpNet;
 use toml::de::DeTable;
 
 pub(crate) use self::lan::{Dhcp, Ntp, Ra, VlanDhcp};
+pub(crate) use self::pair::{Pair, PairNode};
 use crate::domain::{DomainName, DomainPattern};
 use crate::model::PortSet;
 use crate::problem::{Problem, Span};
@@ -54,6 +56,7 @@ pub(crate) struct File {
     pub(crate) ntp: Option<Ntp>,
     /// Of both kinds.
     pub(crate) tunnels: Vec<tunnel::Tunnel>,
+    pub(crate) pair: Option<Pair>,
 }
 
 #[derive(Debug, Default)]
@@ -520,6 +523,7 @@ impl File {
         file.ntp = sole(&mut top, "ntp", problems, lan::ntp);
         file.tunnels = named(&mut top, "ipsec", problems, tunnel::ipsec);
         file.tunnels.extend(named(&mut top, "wireguard", problems, tunnel::wireguard));
+        file.pair = sole(&mut top, "pair", problems, pair::pair);
         top.finish(problems);
         file
     }

@@ -2,6 +2,7 @@
 //! whoever holds a [`Config`] never validates again.
 
 mod lan;
+mod pair;
 mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::lan::{Dhcp, Ntp, Ra, Reservation, VlanDhcp};
+pub use self::pair::{Node, Pair, Seat};
 pub use self::tunnel::{CipherProfile, Ipsec, Proof, Tunnel, TunnelKind, Wireguard};
 use crate::domain::{DomainName, DomainPattern};
 use crate::units::{
@@ -70,6 +72,9 @@ pub struct Config {
     pub ra: Option<Ra>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ntp: Option<Ntp>,
+    /// The site has two routers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<Pair>,
 }
 
 impl Config {

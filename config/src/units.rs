@@ -101,6 +101,10 @@ name!(
     TlsOffloadName, "tls_offload", 20
 );
 name!(
+    /// One router of a pair, as in `[pair.node.left]`.
+    NodeName, "router", 63
+);
+name!(
     /// A choice of lines, as in `[policy.balanced]`.
     PolicyName, "policy", 32
 );

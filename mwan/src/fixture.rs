@@ -161,6 +161,7 @@ pub(crate) fn site() -> Config {
         dhcp: None,
         ra: None,
         ntp: None,
+        pair: None,
     }
 }
 

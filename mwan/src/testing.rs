@@ -152,6 +152,7 @@ pub(crate) fn site(wans: u8) -> Config {
         dhcp: None,
         ra: None,
         ntp: None,
+        pair: None,
     }
 }
 

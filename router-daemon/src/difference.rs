@@ -168,6 +168,9 @@ fn things(config: &Config) -> BTreeMap<Key, Value> {
     if let Some(ntp) = &config.ntp {
         add("ntp", config.site.clone(), ntp);
     }
+    if let Some(pair) = &config.pair {
+        add("pair", config.site.clone(), pair);
+    }
     config.syslog.iter().for_each(|syslog| add("syslog", syslog.server.to_string(), syslog));
     things
 }

@@ -69,6 +69,7 @@ pub(crate) fn config() -> Config {
         dhcp: None,
         ra: None,
         ntp: None,
+        pair: None,
     }
 }
 
