@@ -235,10 +235,12 @@ pub enum EventKind {
     Component,
     /// A line got another lease of its addresses, or has none.
     Lease,
+    /// This router of a pair became active, or gave that up; or both are.
+    Pair,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Health,
         Self::Policy,
         Self::Target,
@@ -253,6 +255,7 @@ impl EventKind {
         Self::Audit,
         Self::Component,
         Self::Lease,
+        Self::Pair,
     ];
 
     /// As it stands in `events`, and as the tag `event` of what is told.
@@ -272,6 +275,7 @@ impl EventKind {
             Self::Audit => "audit",
             Self::Component => "component",
             Self::Lease => "lease",
+            Self::Pair => "pair",
         }
     }
 }

@@ -26,8 +26,11 @@ pub fn compile(config: &Config, decision: &Decision, links: &Links) -> KernelSta
     let present = |name: &_| state.links.contains_key(name);
     state.addresses = routing::addresses(config, present);
     let up = |name: &_| links.get(name).is_some_and(|facts| facts.admin_up);
-    state.routes = routing::routes(config, decision, present);
-    state.routes.extend(routing::tunnels(config, decision, present, up));
+    // The lines of a pair are the active router's: the other one sends nothing by them, not even a question for a MAC.
+    let standby = config.pair.as_ref().is_some_and(|pair| !pair.is_active());
+    let line = |name: &_| !standby && present(name);
+    state.routes = routing::routes(config, decision, line);
+    state.routes.extend(routing::tunnels(config, decision, line, up));
     state.rules = routing::rules(config, &state.routes);
     state.sysctls = routing::sysctls(config, &state.links);
     state.sysctls.extend(routing::tunnel_sysctls(config, up));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
+use config::model::Seat;
 use config::units::{Family, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,8 @@ pub enum Event {
     Traffic(Vec<Traffic>),
     /// What became of the lease of a line. It may come before the config that names the line.
     Lease { wan: WanName, family: Family, grant: Grant },
+    /// Which router of the pair this is, and whether it is active.
+    Seat(Seat),
     /// A deadline passed. Carries nothing: the time of the call says all.
     Timeout,
     /// An operator asks.
@@ -158,6 +161,10 @@ pub enum Notice {
         family: Family,
         lease: Option<Lease>,
         why: Option<String>,
+    },
+    /// This router of the pair became active, or gave that up.
+    Seat {
+        seat: Seat,
     },
     /// What no entry of this cell allows passes for this long.
     Audited {

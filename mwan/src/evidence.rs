@@ -37,6 +37,8 @@ pub enum Ground {
     Carrier,
     /// There is no address to use.
     Lease,
+    /// The other router of the pair uses it.
+    Seat,
     /// An operator said so.
     FailTest,
     Probes,
@@ -146,6 +148,7 @@ impl Evidence {
         match self.ground {
             Ground::Carrier => "its interface is missing, down or without carrier".to_owned(),
             Ground::Lease => "it has no lease of an address".to_owned(),
+            Ground::Seat => "the other router of the pair uses it".to_owned(),
             Ground::FailTest => "declared down by an operator's fail-test".to_owned(),
             Ground::Return { flows, silence } => {
                 format!(

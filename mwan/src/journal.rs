@@ -148,6 +148,10 @@ pub enum What {
         family: config::units::Family,
         held: bool,
     },
+    /// This router of the pair became active, or gave that up.
+    Seat {
+        active: bool,
+    },
     Request(crate::event::Request),
 }
 
@@ -188,6 +192,7 @@ impl Teller {
             (None, Event::Lease { wan, family, grant }) => {
                 What::Lease { wan, family, held: matches!(grant, Grant::Held { .. }) }
             }
+            (None, Event::Seat(seat)) => What::Seat { active: seat.active },
             (None, Event::Timeout) => What::Timeout { probes: line.p.len() },
             (None, Event::Request(request)) => What::Request(request),
         };
@@ -359,6 +364,7 @@ impl Line<Router> {
             | Event::Silence { .. }
             | Event::Traffic(_)
             | Event::Lease { .. }
+            | Event::Seat(_)
             | Event::Request(_) => {
                 line.e = Some(event.clone());
             }

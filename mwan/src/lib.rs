@@ -17,6 +17,7 @@ pub mod lease;
 pub mod links;
 pub mod matrix;
 pub mod monitor;
+pub mod pair;
 pub mod passive;
 pub mod plan;
 pub mod router;

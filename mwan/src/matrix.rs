@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::ruleset::{bogons, both, has_broadcast, line_networks};
+use crate::pair::{Talk, talks};
 use crate::state::{FlowClass, NamedKey};
 
 /// The first packet of a flow.
@@ -558,8 +559,17 @@ fn redirected(config: &Config, packet: &Packet) -> Option<Packet> {
     Some(Packet { to: Zone::Router, destination: own, ..packet.clone() })
 }
 
-/// What a router accepts from a line whose addresses are leased, whatever the file says.
+/// What a router accepts from a line whose addresses are leased, and from the other router of a pair, whatever the file
+/// says.
 fn built_in(config: &Config, packet: &Packet) -> Option<&'static str> {
+    if let (Zone::Vlan(vlan), Zone::Router) = (&packet.from, &packet.to) {
+        let said = |talk: &Talk| {
+            packet.source == IpAddr::V4(talk.from)
+                && packet.destination == IpAddr::V4(talk.to)
+                && holds(&talk.ports, packet.protocol, Family::V4)
+        };
+        return talks(config, vlan).iter().find(|talk| said(talk)).map(|talk| talk.told);
+    }
     let family = Family::of(packet.source);
     let leased = || match &packet.from {
         Zone::Wan(name) => config.wans.get(name).is_some_and(|wan| wan.is_leased(family)),
@@ -600,7 +610,8 @@ fn steers(steer: &Steer, vlan: &VlanName, packet: &Packet) -> bool {
 
 fn is_own(config: &Config, address: IpAddr) -> bool {
     let wans = config.wans.values().flat_map(|wan| &wan.addressing.addresses);
-    config.vlans.values().flat_map(|vlan| &vlan.addresses).chain(wans).any(|net| net.addr() == address)
+    let pair = config.pair.iter().filter_map(|pair| pair.own()).flat_map(|own| &own.addresses).map(|(_, net)| net);
+    config.vlans.values().flat_map(|vlan| &vlan.addresses).chain(wans).chain(pair).any(|net| net.addr() == address)
 }
 
 fn is_local(config: &Config, address: IpAddr) -> bool {

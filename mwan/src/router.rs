@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::Config;
+use config::model::Seat;
 use config::units::{Family, IfName, PolicyName, WanId, WanName};
 use serde::{Deserialize, Serialize};
 
@@ -41,13 +42,16 @@ use crate::time::Time;
 /// What it serializes to is a checkpoint: everything that what comes next depends on.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Router {
-    /// With what the leases say.
+    /// With what the leases and the seat say.
     config: Option<Arc<Config>>,
-    /// The operator's, where it names lines whose addresses are leased.
+    /// The operator's, where it names lines whose addresses are leased, or a pair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     written: Option<Arc<Config>>,
     #[serde(default)]
     leases: Leases,
+    /// In the pair, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seat: Option<Seat>,
     /// `None` until the first [`Event::Links`]: nothing is known of any carrier.
     links: Option<Links>,
     /// Nothing is probed before that.
@@ -144,6 +148,7 @@ impl Router {
                 quiet = true;
                 self.leases.take(wan, *family, grant, now) && self.follow_lease(wan, *family, now, &mut notices)
             }
+            Event::Seat(seat) => self.sit(seat, now, &mut notices),
             Event::Timeout => {
                 quiet = true;
                 false
@@ -236,12 +241,13 @@ impl Router {
             family,
             grant: held.grant.clone(),
         });
-        leases.chain(links).chain(neighbours).chain(drained).collect()
+        let seat = self.seat.clone().map(Event::Seat);
+        leases.chain(seat).chain(links).chain(neighbours).chain(drained).collect()
     }
 
-    /// This config as it would be with the leases there are.
+    /// This config as it would be with the leases and the seat there are.
     pub fn with_leases(&self, config: &Arc<Config>) -> Arc<Config> {
-        lease::effective(config, &self.leases)
+        seated(&lease::effective(config, &self.leases), self.seat.as_ref())
     }
 
     pub fn leases(&self) -> &Leases {
@@ -349,7 +355,7 @@ impl Router {
             };
             self.leases.forget(moved);
         }
-        let effective = lease::effective(config, &self.leases);
+        let effective = self.with_leases(config);
         self.written = (!Arc::ptr_eq(config, &effective)).then(|| Arc::clone(config));
         self.adopt(&effective, now);
     }
@@ -365,13 +371,36 @@ impl Router {
             Err(why) => (None, Some(why)),
         };
         notices.push(Notice::Lease { wan: wan.clone(), family, lease, why });
-        let effective = lease::effective(written, &self.leases);
+        let effective = self.with_leases(written);
         if self.config.as_ref() != Some(&effective) {
             self.adopt(&effective, now);
             return true;
         }
         self.follow_carriers(now);
         false
+    }
+
+    /// True if something comes of it.
+    fn sit(&mut self, seat: &Seat, now: Time, notices: &mut Vec<Notice>) -> bool {
+        if self.seat.as_ref() == Some(seat) {
+            return false;
+        }
+        self.seat = Some(seat.clone());
+        let Some(written) = self.written.clone().or_else(|| self.config.clone()) else { return false };
+        let effective = self.with_leases(&written);
+        if Arc::ptr_eq(&written, &effective) {
+            return false;
+        }
+        notices.push(Notice::Seat { seat: seat.clone() });
+        self.written = Some(written);
+        self.adopt(&effective, now);
+        true
+    }
+
+    /// The other router of the pair has the lines, as far as we know. They are taken as good: whoever becomes active
+    /// uses them at once, and finds out.
+    fn is_standby(&self) -> bool {
+        self.config.as_ref().and_then(|config| config.pair.as_ref()).is_some_and(|pair| !pair.is_active())
     }
 
     fn lease_status(&self, line: &Line, family: Family) -> LeaseStatus {
@@ -415,8 +444,9 @@ impl Router {
         self.follow_carriers(now);
     }
 
-    /// Starts and stops monitors by what the links and the leases say.
+    /// Starts and stops monitors by what the links, the leases and the seat say.
     fn follow_carriers(&mut self, now: Time) {
+        let standby = self.is_standby();
         if let Some(config) = &self.config {
             for ((_, family), line) in &mut self.lines {
                 let waits = line.wan.is_leased(*family) && !line.wan.has_address(*family);
@@ -429,7 +459,7 @@ impl Router {
             return;
         }
         for line in self.lines.values_mut() {
-            if links.has_carrier(&line.wan.interface) && line.no_lease.is_none() {
+            if links.has_carrier(&line.wan.interface) && line.no_lease.is_none() && !standby {
                 line.monitor.start(now);
             } else {
                 line.monitor.stop();
@@ -535,6 +565,7 @@ impl Router {
     }
 
     fn judge_family(&mut self, family: Family, now: Time, notices: &mut Vec<Notice>) {
+        let standby = self.is_standby();
         let Self { lines, fates, links, fail_tests, comparison, .. } = self;
         let Some(links) = links else { return };
         let fate = fates.entry(family).or_default();
@@ -546,7 +577,7 @@ impl Router {
             .filter(|((_, own), _)| *own == family)
             .map(|((id, _), line)| {
                 let fault = comparison.fault(*id, family);
-                (*id, line.seen(links, fail_tests.contains_key(&line.name), fault))
+                (*id, line.seen(links, standby, fail_tests.contains_key(&line.name), fault))
             })
             .collect();
 
@@ -756,6 +787,8 @@ struct Line {
 enum Seen {
     NoCarrier,
     NoLease,
+    /// The other router of the pair has it.
+    Standby,
     FailTest,
     Probed(Verdict),
     /// Its probes are answered well, its traffic is not.
@@ -790,11 +823,13 @@ impl Line {
         self.wan.interface == wan.interface && self.wan.probe == wan.probe && (same || waits)
     }
 
-    fn seen(&self, links: &Links, fail_test: bool, fault: Option<Fault>) -> Seen {
+    fn seen(&self, links: &Links, standby: bool, fail_test: bool, fault: Option<Fault>) -> Seen {
         if !links.has_carrier(&self.wan.interface) {
             Seen::NoCarrier
         } else if self.no_lease.is_some() {
             Seen::NoLease
+        } else if standby {
+            Seen::Standby
         } else if fail_test {
             Seen::FailTest
         } else {
@@ -817,6 +852,7 @@ impl Line {
         let health = match seen {
             Seen::NoCarrier => Health::NoCarrier,
             Seen::NoLease | Seen::FailTest | Seen::Probed(Verdict::Silent) => Health::Down,
+            Seen::Standby => Health::Up,
             // A line in use is never less judged than it was.
             Seen::Probed(Verdict::Unjudged) if self.in_service() || self.health == Health::Down => self.health,
             Seen::Probed(Verdict::Unjudged) => Health::Unknown,
@@ -864,6 +900,7 @@ impl Line {
         match seen {
             Seen::NoCarrier => format!("interface {} is missing, down or without carrier", self.wan.interface),
             Seen::NoLease => self.no_lease.clone().unwrap_or_default(),
+            Seen::Standby => "taken as good: the other router of the pair uses it".to_owned(),
             Seen::FailTest => "declared down by an operator's fail-test".to_owned(),
             Seen::Probed(Verdict::Unjudged) => format!("carrier is there; {probes}"),
             Seen::Faulty(fault) if to != Health::Held => format!("{probes}, but {fault}"),
@@ -913,6 +950,7 @@ fn evidence(
     let ground = match seen {
         Seen::NoCarrier => Ground::Carrier,
         Seen::NoLease => Ground::Lease,
+        Seen::Standby => Ground::Seat,
         Seen::FailTest => Ground::FailTest,
         Seen::Faulty(_) => Ground::Traffic,
         Seen::Probed(Verdict::Silent) => match line.monitor.convicted() {
@@ -922,6 +960,19 @@ fn evidence(
         Seen::Probed(Verdict::Good | Verdict::Degraded | Verdict::Unjudged) => Ground::Probes,
     };
     Some(Evidence { at: now, from, to: line.health, ground, targets, others: Vec::new(), blame: None })
+}
+
+/// The config as it is in this seat: itself where it has no pair.
+fn seated(config: &Arc<Config>, seat: Option<&Seat>) -> Arc<Config> {
+    let (Some(pair), Some(seat)) = (&config.pair, seat) else { return Arc::clone(config) };
+    if !pair.nodes.contains_key(&seat.node) {
+        return Arc::clone(config);
+    }
+    let mut config = Config::clone(config);
+    if let Some(pair) = &mut config.pair {
+        pair.seat = Some(seat.clone());
+    }
+    Arc::new(config)
 }
 
 fn addresses(wan: &config::model::Wan, family: Family) -> impl Iterator<Item = &ipnet::IpNet> {

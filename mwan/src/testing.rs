@@ -376,6 +376,7 @@ impl World {
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
             | Notice::Lease { .. }
+            | Notice::Seat { .. }
             | Notice::Audited { .. }
             | Notice::AuditEnded { .. } => None,
         })

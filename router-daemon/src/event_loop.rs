@@ -342,7 +342,8 @@ impl Core {
                 | Notice::PolicyUses { .. }
                 | Notice::Configured { .. }
                 | Notice::GatewayMac { .. }
-                | Notice::Lease { .. } => {}
+                | Notice::Lease { .. }
+                | Notice::Seat { .. } => {}
             }
         }
         let lines = self.recorder.take_lines();
@@ -368,7 +369,7 @@ impl Core {
         }
         self.effective = Some(config);
         // What an apply dooms is judged when it is done.
-        if !matches!(event, Event::Config(_)) {
+        if !matches!(event, Event::Config(_) | Event::Seat(_)) {
             self.doomed_after = Some(self.serial);
             self.end_doomed();
         }
@@ -589,6 +590,7 @@ fn log(notice: &Notice) {
         }
         Notice::Lease { wan, family, lease: Some(lease), .. } => info!(%wan, %family, %lease, "another lease"),
         Notice::Lease { wan, family, lease: None, why } => warn!(%wan, %family, why, "the line has no lease"),
+        Notice::Seat { seat } => warn!(node = %seat.node, active = seat.active, "the pair: another seat"),
         Notice::Audited { pair, span } => warn!(%pair, ?span, "an audit lets pass what no entry of this cell allows"),
         Notice::AuditEnded { pair, why } => info!(%pair, why = why.told(), "the audit has ended"),
     }

@@ -139,6 +139,8 @@ pub enum What {
         lease: Option<String>,
         reason: Option<String>,
     },
+    /// This router of the pair is active now, or stands by; or both are active, and what that means.
+    Pair { node: String, active: bool, trouble: Option<String> },
 }
 
 impl What {
@@ -162,6 +164,7 @@ impl What {
             Notice::Lease { wan, family, lease, why } => {
                 Self::Lease { wan, family, lease: lease.map(|lease| lease.to_string()), reason: why }
             }
+            Notice::Seat { seat } => Self::Pair { node: seat.node.to_string(), active: seat.active, trouble: None },
             Notice::Configured { .. } => return None,
         })
     }
@@ -186,6 +189,7 @@ impl What {
             Self::Audit { .. } => EventKind::Audit,
             Self::Component { .. } => EventKind::Component,
             Self::Lease { .. } => EventKind::Lease,
+            Self::Pair { .. } => EventKind::Pair,
         }
     }
 
@@ -213,13 +217,16 @@ impl What {
                 Health::Up | Health::Held | Health::Unknown => Severity::Notice,
             },
             Self::Policy { uses, .. } if uses.is_empty() => Severity::Error,
-            Self::Outage { outage: true, .. } | Self::Refused { .. } => Severity::Error,
+            Self::Outage { outage: true, .. } | Self::Refused { .. } | Self::Pair { trouble: Some(_), .. } => {
+                Severity::Error
+            }
             Self::Target { bad: true, .. }
             | Self::RolledBack { .. }
             | Self::Drift { .. }
             | Self::Audit { ended: None, .. }
             | Self::Component { running: false, .. }
             | Self::Lease { lease: None, .. }
+            | Self::Pair { trouble: None, .. }
             | Self::FastPath { on: false, reason: Some(_) } => Severity::Warning,
             Self::Policy { .. }
             | Self::Target { bad: false, .. }
@@ -276,6 +283,11 @@ impl fmt::Display for What {
             Self::Lease { wan, family, lease: Some(lease), .. } => write!(f, "{wan} {family} has the lease {lease}"),
             Self::Lease { wan, family, lease: None, reason } => {
                 write!(f, "{wan} {family} has no lease to use: {}", reason.as_deref().unwrap_or("no lease yet"))
+            }
+            Self::Pair { trouble: Some(why), .. } => f.write_str(why),
+            Self::Pair { node, active: true, .. } => write!(f, "{node} is the active router of the pair"),
+            Self::Pair { node, active: false, .. } => {
+                write!(f, "{node} stands by: the other router of the pair is active")
             }
             Self::Audit { cell, ended: Some(why), .. } => write!(f, "the audit of {cell} has ended: {why}"),
             Self::Audit { cell, seconds, ended: None } => {
@@ -426,6 +438,7 @@ mod tests {
             What::Audit { cell: "office->guests".to_owned(), seconds: Some(600), ended: None },
             What::Component { component: "chrony".to_owned(), running: false, why: None },
             What::Lease { wan, family, lease: None, reason: Some("lease expired".to_owned()) },
+            What::Pair { node: "left".to_owned(), active: true, trouble: None },
         ];
         let kinds: Vec<_> = every.iter().map(What::kind).collect();
         assert_eq!(kinds, EventKind::ALL);

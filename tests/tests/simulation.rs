@@ -254,6 +254,7 @@ impl World {
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
             | Notice::Lease { .. }
+            | Notice::Seat { .. }
             | Notice::Audited { .. }
             | Notice::AuditEnded { .. } => None,
         };
@@ -270,6 +271,7 @@ impl World {
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
             | Notice::Lease { .. }
+            | Notice::Seat { .. }
             | Notice::Audited { .. }
             | Notice::AuditEnded { .. } => None,
         })

@@ -13,6 +13,15 @@ use crate::decide::Decision;
 use crate::state::{Address, Link, LinkKind, NextHop, RouteKey, Rule, RuleAction, Selector};
 
 pub(super) fn addresses(config: &Config, present: impl Fn(&IfName) -> bool) -> BTreeSet<Address> {
+    if let Some(pair) = &config.pair {
+        // Its own. Those of the VLANs and lines are virtual: whoever elects the active router moves them.
+        let own = pair.own().into_iter().flat_map(|own| &own.addresses);
+        let own = own.filter_map(|(vlan, net)| Some((&config.vlans.get(vlan)?.interface, net)));
+        return own
+            .filter(|(link, _)| present(link))
+            .map(|(link, net)| Address { link: link.clone(), net: *net, no_prefix_route: false })
+            .collect();
+    }
     let vlans = config.vlans.values().map(|vlan| (&vlan.interface, &vlan.addresses, false));
     let wans = config.wans.values().map(|wan| (&wan.interface, &wan.addressing.addresses, true));
     vlans

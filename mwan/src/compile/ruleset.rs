@@ -19,6 +19,7 @@ use config::units::{Family, Mark, PolicyId, VlanName};
 use ipnet::IpNet;
 
 use super::matches::{Traffic, elements, join, keyword};
+use crate::pair::{Talk, talks};
 use crate::state::{BUCKETS, BucketKey, NFLOG_GROUP, NamedKey, Ruleset, Slot};
 
 /// The IPv4 addresses that are leased, with their lines.
@@ -54,7 +55,9 @@ pub fn local(config: &Config) -> AddressSet {
 /// The router's own addresses.
 pub fn own(config: &Config) -> BTreeSet<IpAddr> {
     let wans = config.wans.values().flat_map(|wan| &wan.addressing.addresses);
-    inside(config).map(|net| net.addr()).chain(wans.map(IpNet::addr)).collect()
+    let pair =
+        config.pair.iter().filter_map(|pair| pair.own()).flat_map(|own| own.addresses.iter().map(|(_, net)| net));
+    inside(config).map(|net| net.addr()).chain(wans.chain(pair).map(IpNet::addr)).collect()
 }
 
 /// What is near the router on its lines: their networks and gateways.
@@ -436,6 +439,7 @@ impl Table<'_> {
         for vlan in config.vlans.values() {
             let mut rules = vec!["jump ipv6_basics".to_owned()];
             rules.extend(input_rules(&vlan.input));
+            rules.extend(talks(config, &vlan.name).iter().flat_map(talk_rules));
             rules.push("goto deny_in".to_owned());
             let chain = self.shared(&mut shared, rules, || format!("in_{}", vlan.id));
             vlans.push(format!("\"{}\" : goto {chain}", vlan.interface));
@@ -756,6 +760,13 @@ fn cell_rules(cell: &Cell, mut rest: impl FnMut(&Traffic<'_>) -> Option<PortSet>
 
 fn traffic<'a>(cell: &'a Cell, destination: Option<&'a AddressSet>, ports: Option<&'a PortSet>) -> Traffic<'a> {
     Traffic { source: cell.from_hosts.as_ref(), destination, source_ports: None, ports }
+}
+
+fn talk_rules(talk: &Talk) -> Vec<String> {
+    let only = |address: Ipv4Addr| collected([IpNet::from(IpAddr::V4(address))].into_iter());
+    let (from, to) = (only(talk.from), only(talk.to));
+    let said = Traffic { source: Some(&from), destination: Some(&to), ports: Some(&talk.ports), ..Traffic::default() };
+    said.rules().iter().map(|matched| join(&[matched, "accept"])).collect()
 }
 
 fn input_rules(permits: &[Permit]) -> Vec<String> {

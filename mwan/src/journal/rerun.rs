@@ -118,7 +118,9 @@ impl Rerun {
                 let report = Event::Traffic(report.collect());
                 self.handle(&report, t, watch);
             }
-            Event::Links(_) | Event::InForce | Event::Lease { .. } | Event::Request(_) => self.handle(event, t, watch),
+            Event::Links(_) | Event::InForce | Event::Lease { .. } | Event::Seat(_) | Event::Request(_) => {
+                self.handle(event, t, watch);
+            }
             Event::Config(_) | Event::Reply(_) | Event::Timeout => {}
         }
     }

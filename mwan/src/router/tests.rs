@@ -865,6 +865,7 @@ fn an_audit_passes_its_cell_and_ends_by_time_by_order_and_with_the_config() {
             | Notice::Configured { .. }
             | Notice::GatewayMac { .. }
             | Notice::Lease { .. }
+            | Notice::Seat { .. }
             | Notice::Audited { .. } => None,
         });
         ends.collect::<Vec<_>>()

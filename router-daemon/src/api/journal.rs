@@ -56,6 +56,8 @@ impl fmt::Display for JournalLine {
             }
             What::Lease { wan, family, held: true } => Some(format!("a lease of {wan} {family}")),
             What::Lease { wan, family, held: false } => Some(format!("{wan} {family} has lost its lease")),
+            What::Seat { active: true } => Some("this router of the pair is elected".to_owned()),
+            What::Seat { active: false } => Some("the other router of the pair is elected, or none is".to_owned()),
             What::Traffic => Some("the lines' traffic was compared".to_owned()),
             What::InForce => Some("the kernel has the configuration; probing begins".to_owned()),
             What::Links => Some("links changed".to_owned()),
@@ -71,6 +73,7 @@ impl fmt::Display for JournalLine {
                 | What::Neighbour
                 | What::Traffic
                 | What::Lease { .. }
+                | What::Seat { .. }
                 | What::Timeout { .. }
                 | What::Checkpoint { .. }
         );

@@ -749,7 +749,8 @@ impl Bench {
                 | What::FastPath { .. }
                 | What::Audit { .. }
                 | What::Component { .. }
-                | What::Lease { .. } => {}
+                | What::Lease { .. }
+                | What::Pair { .. } => {}
             }
         }
     }
