@@ -30,6 +30,7 @@ use crate::service::component::{ComponentLine, ComponentState};
 use crate::service::dhcp::LeaseLine;
 use crate::service::dns::DnsLine;
 use crate::service::ntp::ClockStatus;
+use crate::service::pair::{PairLine, SyncFlows};
 use crate::service::tls_offload::{
     BackendLine, CertificateLine, HandshakeCount, ListenLine, OffloadLine, SignatureCount,
 };
@@ -402,6 +403,23 @@ pub(crate) fn tunnels() -> Vec<TunnelLine> {
             ..line("depot", "wireguard", TunnelState::Failed)
         },
     ]
+}
+
+pub(crate) fn pair() -> PairLine {
+    PairLine {
+        node: "left".to_owned(),
+        active: true,
+        since_seconds: 7500.0,
+        peer: "right".to_owned(),
+        peer_heard_seconds: Some(0.1),
+        peer_active: Some(false),
+        same_config: Some(true),
+        peer_config: Some("0123456789abcdef".to_owned()),
+        split_brain: false,
+        away_seconds: None,
+        sync: Some(SyncFlows { flows: 472, packets_sent: 9000, packets_received: 800, errors: 0 }),
+        trouble: None,
+    }
 }
 
 pub(crate) fn clock() -> ClockStatus {

@@ -81,6 +81,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     components(&mut page, status);
     lan(&mut page, status);
     tunnels(&mut page, status);
+    pair(&mut page, status);
     crypto(&mut page, status);
     mwan3(&mut page, status);
     let mut openmetrics = String::new();
@@ -373,6 +374,51 @@ fn tunnels(page: &mut Page, status: &Status) {
         "quadway_wireguard_handshake_seconds",
         "Since the ends last shook hands",
         wireguard().filter_map(|one| Some((named(one), one.since_seconds?))),
+    );
+}
+
+fn pair(page: &mut Page, status: &Status) {
+    let each = || status.pair.iter().map(|pair| (vec![("router", pair.node.clone())], pair));
+    page.gauges(
+        "quadway_pair_active",
+        "1 if this router of the pair is active, 0 if it stands by",
+        each().map(|(of, pair)| (of, truth(pair.active))),
+    );
+    page.gauges(
+        "quadway_pair_peer_up",
+        "1 if the other router is heard over the sync VLAN",
+        each().map(|(of, pair)| (of, truth(pair.is_heard()))),
+    );
+    page.gauges(
+        "quadway_pair_same_config",
+        "1 if the other router has the config that is in force here; nothing while it is not heard",
+        each().filter_map(|(of, pair)| Some((of, truth(pair.same_config?)))),
+    );
+    page.gauges(
+        "quadway_pair_split_brain",
+        "1 while both routers are active",
+        each().map(|(of, pair)| (of, truth(pair.split_brain))),
+    );
+    let sync = || each().filter_map(|(of, pair)| Some((of, pair.sync?)));
+    page.gauges(
+        "quadway_pair_flows",
+        "Flows of this router that the other one is told",
+        sync().map(|(of, sync)| (of, number(sync.flows))),
+    );
+    page.counters(
+        "quadway_pair_sync_packets_sent",
+        "Packets about flows that the other router was sent",
+        sync().map(|(of, sync)| (of, sync.packets_sent)),
+    );
+    page.counters(
+        "quadway_pair_sync_packets_received",
+        "Packets about flows that came from the other router",
+        sync().map(|(of, sync)| (of, sync.packets_received)),
+    );
+    page.counters(
+        "quadway_pair_sync_errors",
+        "Packets about flows that could not be sent or understood",
+        sync().map(|(of, sync)| (of, sync.errors)),
     );
 }
 
@@ -1202,6 +1248,7 @@ mod tests {
             tunnels,
             dhcp,
             clock,
+            pair: Some(fixture::pair()),
             crypto,
             kernel_devices: vec![crate::crypto::qat_kernel::KernelDeviceLine {
                 name: "qat_c62x_0000:3d:00.0".to_owned(),

@@ -8,6 +8,7 @@ use config::Config;
 use self::component::Component;
 use self::dhcp::Leases;
 use self::ntp::Clock;
+use self::pair::Standing;
 use self::tunnels::Tunnels;
 
 pub mod component;
@@ -16,6 +17,7 @@ pub mod dns;
 pub mod ipsec;
 mod material;
 pub mod ntp;
+pub mod pair;
 mod ra;
 pub mod tls_offload;
 pub mod tunnels;
@@ -37,12 +39,17 @@ pub struct Told {
     pub leases: Leases,
     pub clock: Clock,
     pub tunnels: Tunnels,
+    pub pair: Standing,
 }
 
 /// The programs of others that this config needs.
 pub fn components(config: &Config, places: &Places, told: &Told) -> Vec<Component> {
-    let mut all = dhcp::components(config, places, &told.leases);
-    all.extend(ra::component(config, places));
+    let mut all = pair::components(config, places, &told.pair);
+    // Hosts have one router: that of a pair which stands by hands nothing out.
+    if config.pair.as_ref().is_none_or(config::model::Pair::is_active) {
+        all.extend(dhcp::components(config, places, &told.leases));
+        all.extend(ra::component(config, places));
+    }
     all.extend(ntp::component(config, places, &told.clock));
     all.extend(wan_dhcp::components(config, places));
     all.extend(ipsec::component(config, places));

@@ -33,6 +33,9 @@ pub struct RouterdArguments {
     /// Where the fast path's programs and maps are pinned: on a BPF file system, which is mounted where there is none.
     #[arg(long, default_value = "/sys/fs/bpf/quadway")]
     pub bpf_dir: PathBuf,
+    /// Which router of `[pair]` this one is; left out: the name of this box.
+    #[arg(long)]
+    pub node: Option<String>,
 }
 
 /// The shells completions are made for.
@@ -148,6 +151,9 @@ const EXAMPLES: &[(&str, &str)] = &[
         "Examples:\n  routerctl trace desk printer tcp/631\n  routerctl trace 10.10.50.7 1.1.1.1 ping --for 30s --count 20\n  \
          routerctl trace desk 1.1.1.1 tcp/443 --through-rules",
     ),
+    ("routerctl pair", "Example:\n  routerctl pair handover && systemctl restart routerd"),
+    ("routerctl pair handover", "Example:\n  routerctl pair handover --for 10m"),
+    ("routerctl pair return", "Example:\n  routerctl pair return"),
     ("routerctl wan", "Example:\n  routerctl wan drain wan2"),
     ("routerctl wan drain", "Example:\n  routerctl wan drain wan2 && routerctl status"),
     ("routerctl wan undrain", "Example:\n  routerctl wan undrain wan2"),

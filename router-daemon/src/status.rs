@@ -26,6 +26,7 @@ use crate::service::component::ComponentLine;
 use crate::service::dhcp::LeaseLine;
 use crate::service::dns::DnsLine;
 use crate::service::ntp::ClockStatus;
+use crate::service::pair::PairLine;
 use crate::service::tls_offload::OffloadLine;
 use crate::service::tunnels::TunnelLine;
 
@@ -92,6 +93,9 @@ pub struct Status {
     /// `None` where the site file has no `[ntp]`, or chrony has not been asked yet.
     #[serde(default)]
     pub clock: Option<ClockStatus>,
+    /// The other router of the site, and who of the two is active; `None` where the site has one.
+    #[serde(default)]
+    pub pair: Option<PairLine>,
     /// Who does its crypto; `None` where nothing of the site file needs any.
     #[serde(default)]
     pub crypto: Option<CryptoStatus>,
@@ -347,6 +351,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         dns: None,
         components: Vec::new(),
         tunnels: Vec::new(),
+        pair: None,
         dhcp: Vec::new(),
         clock: None,
         crypto: None,
@@ -644,6 +649,9 @@ impl Status {
         for LeaseLine { vlan, family, leases, pool_used, pool_size } in &self.dhcp {
             note(f, 0, &format!("DHCP {vlan} {family}: {leases} leases, {pool_used} of {pool_size} of the pool"))?;
         }
+        if let Some(pair) = &self.pair {
+            note(f, 0, &pair.summary())?;
+        }
         if let Some(clock) = &self.clock {
             note(f, 0, &clock.summary())?;
         }
@@ -689,6 +697,9 @@ impl Status {
             for told in offload.troubles() {
                 note(f, 2, &format!("tls_offload {}: {told}", offload.name))?;
             }
+        }
+        for told in self.pair.iter().flat_map(PairLine::troubles) {
+            note(f, 2, &told)?;
         }
         for told in self.components.iter().filter_map(ComponentLine::trouble) {
             note(f, 2, &told)?;

@@ -106,6 +106,10 @@ pub enum Call {
         wan: String,
         milliseconds: u64,
     },
+    /// Leaves the work to the other router of the pair for so long; 0 takes that back.
+    Handover {
+        milliseconds: u64,
+    },
     /// For so long let pass, log and count what no entry of this cell (`office->guests`) allows. A stream: when it ends,
     /// each flow as it is seen, and last what came of it. It goes on where the stream is closed.
     Audit {
@@ -191,6 +195,7 @@ impl Call {
             | Self::Drain { .. }
             | Self::Undrain { .. }
             | Self::FailTest { .. }
+            | Self::Handover { .. }
             | Self::Audit { .. }
             | Self::Trace { .. }
             | Self::EndAudit { .. } => Role::Operator,
@@ -244,6 +249,7 @@ impl Call {
             Self::Drain { .. } => "drain",
             Self::Undrain { .. } => "undrain",
             Self::FailTest { .. } => "fail-test",
+            Self::Handover { .. } => "handover",
             Self::Audit { .. } => "audit",
             Self::Trace { .. } => "trace",
             Self::EndAudit { .. } => "end-audit",
@@ -426,6 +432,7 @@ pub(super) mod tests {
                 Call::FailTest { wan: "wan1".into(), milliseconds: 1500 },
                 r#"{"v":1,"call":"fail-test","wan":"wan1","milliseconds":1500}"#,
             ),
+            (Call::Handover { milliseconds: 1500 }, r#"{"v":1,"call":"handover","milliseconds":1500}"#),
             (
                 Call::Audit { cell: "dev->compute".into(), milliseconds: 1500, isolated: false },
                 r#"{"v":1,"call":"audit","cell":"dev->compute","milliseconds":1500,"isolated":false}"#,

@@ -271,6 +271,7 @@ impl Core {
         status.dhcp = self.told.leases.lines();
         status.clock = self.told.clock.status();
         status.tunnels = self.told.tunnels.lines();
+        status.pair = self.told.pair.line();
         status.crypto = self.crypto.status();
         (status.kernel_crypto, status.kernel_devices) = self.kernel_crypto.told();
         status.foreign_marks = self.foreign.as_ref().map(Foreign::warnings).unwrap_or_default();
@@ -457,6 +458,7 @@ impl Core {
             | Call::Drain { .. }
             | Call::Undrain { .. }
             | Call::FailTest { .. }
+            | Call::Handover { .. }
             | Call::EndAudit { .. }) => {
                 let answer = self.answer(call, author).await.unwrap_or_else(Answer::Error);
                 peer.send(&answer).await
@@ -502,9 +504,22 @@ impl Core {
                 let span = Duration::from_millis(milliseconds);
                 self.operate(Request::FailTest { wan: wan_name(&wan)?, span }).await?
             }
+            Call::Handover { milliseconds } => ok(&self.hand_over(Duration::from_millis(milliseconds))?),
             Call::EndAudit { cell } => ok(&self.end_audit(&cell).await?),
             Call::Journal { .. } | Call::Events | Call::Audit { .. } | Call::Trace { .. } => Answer::End,
         })
+    }
+
+    /// Zero takes it back.
+    fn hand_over(&self, span: Duration) -> Result<serde_json::Value, Refusal> {
+        let pair = &self.told.pair;
+        let refused = |why: String| Refusal::new("pair", why);
+        if span.is_zero() {
+            pair.come_back().map_err(refused)?;
+            return Ok(json!({}));
+        }
+        let peer = pair.hand_over(span.min(MOST_AWAY)).map_err(refused)?;
+        Ok(json!({ "peer": peer }))
     }
 
     /// The cell, which must be one of the config in force.
@@ -757,6 +772,8 @@ const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 const PLAN_TIMEOUT: Duration = Duration::from_secs(30);
 const APPLY_TIMEOUT: Duration = Duration::from_mins(2);
 /// A longer one is refused at once.
+/// A router that left the work to the other one comes back by itself.
+const MOST_AWAY: Duration = Duration::from_hours(24);
 const MOST_GUARDED: Duration = Duration::from_hours(1);
 /// How long the packet log may take to tell what has passed.
 const LAST_WORDS: Duration = Duration::from_millis(300);

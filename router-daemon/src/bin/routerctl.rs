@@ -191,6 +191,11 @@ enum Command {
         #[arg(long)]
         through_rules: bool,
     },
+    /// Of the two routers of a site: who does the work.
+    Pair {
+        #[command(subcommand)]
+        order: PairOrder,
+    },
     /// Take a line out of use, or pretend.
     Wan {
         #[command(subcommand)]
@@ -305,6 +310,20 @@ enum ImportFrom {
     /// The site file goes to the standard output or into a file, what could not be carried over to the standard error
     /// and, as a comment, to the head of the site file.
     Mwan3(import::command::Mwan3),
+}
+
+#[derive(Debug, Subcommand)]
+enum PairOrder {
+    /// Leave the work to the other router for a while: before an upgrade, a restart, a reboot.
+    ///
+    /// It is refused where the other router is not heard.
+    Handover {
+        /// 30s, 5m, 1h.
+        #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+        span: Duration,
+    },
+    /// Be ready to be active again, before that time is over.
+    Return,
 }
 
 #[derive(Debug, Subcommand)]
@@ -510,6 +529,18 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 ),
             };
             let answer = ask(&call)?;
+            if json { show(&answer) } else { say(&done) }
+        }
+        Command::Pair { order } => {
+            let milliseconds = match order {
+                PairOrder::Handover { span } => u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1),
+                PairOrder::Return => 0,
+            };
+            let answer = ask(&Call::Handover { milliseconds })?;
+            let done = match answer.get("peer").and_then(Value::as_str) {
+                Some(peer) => format!("{peer} does the work; `routerctl pair return` ends that before its time"),
+                None => "this router is ready to be active again".to_owned(),
+            };
             if json { show(&answer) } else { say(&done) }
         }
         Command::Journal { follow, all } => {

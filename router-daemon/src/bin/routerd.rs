@@ -34,6 +34,7 @@ use router_daemon::service;
 use router_daemon::service::component::{Components, Supervisor, Timing};
 use router_daemon::service::dns;
 use router_daemon::service::ipsec;
+use router_daemon::service::pair;
 use router_daemon::service::tls_offload::{self, Offloads};
 use router_daemon::service::wan_dhcp;
 use router_daemon::service::wireguard;
@@ -213,6 +214,15 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let tunnel_places = places.clone();
     let told_of_components = service::Told::default();
     let told_there = told_of_components.clone();
+    let (noticed_tx, noticed) = mpsc::channel(64);
+    let pair = pair::Surroundings {
+        places: places.clone(),
+        node: arguments.node.clone().unwrap_or_else(pair::own_name),
+        standing: told_of_components.pair.clone(),
+        happenings: happenings.clone(),
+        events: noticed_tx.clone(),
+    };
+    pair::start(pair, config_in_force.clone()).context("cannot start the thread of the pair")?;
     let kept_leases = wan_dhcp::kept(&places);
     let (leases_tx, leases) = mpsc::channel(64);
     wan_dhcp::start(places.clone(), config_in_force.clone(), leases_tx).context("cannot start the thread of leases")?;
@@ -224,7 +234,6 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
-    let (noticed_tx, noticed) = mpsc::channel(64);
     tasks.spawn(passive::watch(fast_path.clone(), config_in_force.clone(), noticed_tx));
 
     let resolver = denied.resolver.clone();

@@ -339,7 +339,9 @@ impl Service {
             config: Arc::clone(&config),
         });
         let mut wanted = BTreeMap::new();
-        for vlan in config.dns_served() {
+        // The router of a pair that stands by has none of these addresses.
+        let stands_by = config.pair.as_ref().is_some_and(|pair| !pair.is_active());
+        for vlan in config.dns_served().filter(|_| !stands_by) {
             for net in &vlan.addresses {
                 wanted.insert(SocketAddr::new(net.addr(), PORT), vlan.name.clone());
             }

@@ -569,6 +569,7 @@ fn status(second: u64) -> Status {
         components: crate::fixture::components(),
         dhcp: crate::fixture::leases(),
         clock: Some(crate::fixture::clock()),
+        pair: None,
         crypto: Some(crate::fixture::crypto()),
         kernel_crypto: Vec::new(),
         tunnels: Vec::new(),

@@ -8,6 +8,7 @@ use crate::api::https::Listener;
 use crate::counters::FastCount;
 use crate::outside::OutletLine;
 use crate::service::component::{ComponentLine, ComponentState};
+use crate::service::pair::PairLine;
 use crate::service::tunnels::{TunnelLine, TunnelState};
 use crate::status::span;
 use crate::tui::look::{BAD, GOOD, HEAD, PALE, PLAIN};
@@ -16,6 +17,7 @@ use crate::tui::snapshot::Snapshot;
 pub(super) fn content(snapshot: &Snapshot, width: usize) -> Content {
     let Some(status) = &snapshot.status else { return Content::default() };
     let mut rows = vec![fast_path(&status.fast_path, width), https(status.https.as_ref(), width)];
+    rows.extend(status.pair.iter().map(|pair| self::pair(pair, width)));
     rows.extend(status.outlets.iter().map(|outlet| self::outlet(outlet, width)));
     rows.extend(status.components.iter().map(|component| self::component(component, width)));
     rows.extend(status.tunnels.iter().map(|tunnel| self::tunnel(tunnel, width)));
@@ -31,6 +33,19 @@ fn fast_path(path: &FastCount, width: usize) -> Row {
     let flows: u64 = path.flows.values().sum();
     let what = format!("{}, {flows} of {} entries of flows", plural(ports as u64, "port"), path.capacity);
     row("fast path", ON, &what, None, width)
+}
+
+fn pair(pair: &PairLine, width: usize) -> Row {
+    let troubles = pair.troubles().join("; ");
+    let state = if pair.split_brain {
+        FAILS
+    } else if pair.active {
+        ON
+    } else {
+        STANDBY
+    };
+    let what = pair.summary();
+    row("pair", state, what.strip_prefix("pair: ").unwrap_or(&what), (!troubles.is_empty()).then_some(&troubles), width)
 }
 
 fn https(listener: Option<&Listener>, width: usize) -> Row {
@@ -96,6 +111,7 @@ fn row(name: &str, (state, style): (&'static str, Style), what: &str, trouble: O
 }
 
 const ON: (&str, Style) = ("● on", GOOD);
+const STANDBY: (&str, Style) = ("○ standby", PALE);
 const OFF: (&str, Style) = ("○ off", PALE);
 const STARTS: (&str, Style) = ("◐ starting", PALE);
 const WORSE: (&str, Style) = ("◐ degraded", BAD);
