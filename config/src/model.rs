@@ -800,7 +800,8 @@ pub enum Balance {
     Source,
     /// A pair of addresses keeps its line.
     SourceDestination,
-    /// Consecutive flows take different lines; weights do not count.
+    /// The live connections of a source address take different lines, as far as there are; weights do not count. Those
+    /// that come together where a line died are parted again after what `failback` says.
     Spread,
     /// Each new flow by weight times what the line has left of its rates, in turn.
     Headroom,

@@ -259,6 +259,17 @@ impl Slot {
     }
 }
 
+/// Which lines have a connection of which client, for policies that keep these apart.
+pub fn taken_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "taken4",
+        Family::V6 => "taken6",
+    }
+}
+
+/// How long a line counts as taken after a client's connection was put there, or was seen alive.
+pub const TAKEN: Duration = Duration::from_secs(6);
+
 /// The flows of one family on one line that one policy put there. In the conntrack mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FlowClass {

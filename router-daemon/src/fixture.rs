@@ -19,6 +19,7 @@ use mwan::lease::Lease;
 use mwan::router::{LeaseStatus, LineStatus, LineUse, PolicyStatus, Snapshot, TargetStatus, WanStatus};
 use mwan::state::{PortMode, ZoneId};
 
+use crate::apart::SpreadLine;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, FastPort, Fed, LineCount, LinkCount};
 use crate::crypto::{
@@ -485,6 +486,16 @@ pub(crate) fn crypto() -> CryptoStatus {
 }
 
 /// A collector that is away.
+pub(crate) fn spreads() -> Vec<SpreadLine> {
+    let connections = [("wan1", 2), ("wan2", 1), ("wan3", 1)].map(|(line, count)| (line.to_owned(), count));
+    vec![SpreadLine {
+        policy: "tunnel".to_owned(),
+        client: "10.10.99.10".to_owned(),
+        connections: connections.into(),
+        free: vec!["wan4".to_owned()],
+    }]
+}
+
 pub(crate) fn dns() -> DnsLine {
     DnsLine {
         listen: vec!["10.10.10.1:53".to_owned(), "10.10.20.1:53".to_owned()],

@@ -28,6 +28,7 @@ use self::rtnl::Rtnl;
 use crate::counters::Counters;
 use crate::talkers::Tally;
 
+pub mod apart;
 mod burial;
 mod conntrack;
 pub mod crypto;

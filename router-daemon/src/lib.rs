@@ -2,6 +2,7 @@
 
 mod accept;
 pub mod alarm;
+pub mod apart;
 pub mod api;
 pub mod ask;
 pub mod audits;

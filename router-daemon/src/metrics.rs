@@ -77,6 +77,7 @@ pub fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
     }
     outlets(&mut page, status);
     dns(&mut page, status);
+    spreads(&mut page, status);
     tls_offload(&mut page, status);
     components(&mut page, status);
     lan(&mut page, status);
@@ -249,6 +250,28 @@ fn outlets(page: &mut Page, status: &Status) {
         "quadway_outlet_waiting",
         "Messages about events that have not been taken yet",
         each().map(|(of, outlet)| (of, number(outlet.waiting))),
+    );
+}
+
+fn spreads(page: &mut Page, status: &Status) {
+    let (mut held, mut together) = (BTreeMap::new(), BTreeMap::new());
+    for spread in &status.spreads {
+        for (line, count) in &spread.connections {
+            *held.entry((&spread.policy, line)).or_default() += count;
+        }
+        *together.entry(&spread.policy).or_default() += u64::from(spread.trouble().is_some());
+    }
+    page.gauges(
+        "quadway_spread_connections",
+        "Live connections of a policy that keeps them on different lines",
+        held.iter().map(|((policy, line), count)| {
+            (vec![("policy", (*policy).clone()), ("wan", (*line).clone())], number(*count))
+        }),
+    );
+    page.gauges(
+        "quadway_spread_together",
+        "Clients with two of these connections on one line while another line has none",
+        together.iter().map(|(policy, count)| (vec![("policy", (*policy).clone())], number(*count))),
     );
 }
 
@@ -1244,6 +1267,7 @@ mod tests {
             outlets,
             tls_offload,
             dns,
+            spreads: fixture::spreads(),
             components,
             tunnels,
             dhcp,

@@ -16,6 +16,7 @@ use mwan::state::ZoneId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::apart::SpreadLine;
 use crate::api::https::Listener;
 use crate::ask::{Applies, View};
 use crate::counters::{Conntrack, Count, Counters, FastCount, LinkCount, mode_word};
@@ -87,6 +88,9 @@ pub struct Status {
     /// Tunnels to other sites.
     #[serde(default)]
     pub tunnels: Vec<TunnelLine>,
+    /// Connections that belong on different lines.
+    #[serde(default)]
+    pub spreads: Vec<SpreadLine>,
     /// The addresses that DHCP has handed out.
     #[serde(default)]
     pub dhcp: Vec<LeaseLine>,
@@ -352,6 +356,7 @@ pub fn of(view: &View, counters: &Result<Counters, String>) -> Status {
         components: Vec::new(),
         tunnels: Vec::new(),
         pair: None,
+        spreads: Vec::new(),
         dhcp: Vec::new(),
         clock: None,
         crypto: None,
@@ -701,6 +706,9 @@ impl Status {
         for told in self.pair.iter().flat_map(PairLine::troubles) {
             note(f, 2, &told)?;
         }
+        for told in self.spreads.iter().filter_map(SpreadLine::trouble) {
+            note(f, 2, &told)?;
+        }
         for told in self.components.iter().filter_map(ComponentLine::trouble) {
             note(f, 2, &told)?;
         }
@@ -948,7 +956,14 @@ mod tests {
     fn the_page_reads_well_on_80_columns() {
         let page = of(&fixture::view(), &Ok(fixture::counters()));
         let (tls_offload, crypto) = (fixture::tls_offload(), Some(fixture::crypto()));
-        let page = Status { tls_offload, crypto, components: fixture::components(), dns: Some(fixture::dns()), ..page };
+        let page = Status {
+            tls_offload,
+            crypto,
+            components: fixture::components(),
+            dns: Some(fixture::dns()),
+            spreads: fixture::spreads(),
+            ..page
+        };
         let page = Status { dhcp: fixture::leases(), clock: Some(fixture::clock()), ..page }.to_string();
         assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
         insta::assert_snapshot!(page);

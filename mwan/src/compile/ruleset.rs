@@ -8,6 +8,8 @@
 //! Packets to any address of the router itself, also to its address in another VLAN or on a line, are judged by
 //! the `input` of the VLAN they came in from.
 
+mod apart;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -180,6 +182,7 @@ impl Table<'_> {
             format!("type ifname . ifname\nsize 65535\nflags dynamic\nlimit rate {AUDIT_RATE}/second burst {AUDIT_RATE} packets"),
         );
         self.sets.insert("dead".to_owned(), "type nf_proto . mark".to_owned());
+        self.taken();
         for policy in self.config.policies.keys() {
             for family in Family::ALL {
                 let key = BucketKey { policy: policy.clone(), family };
@@ -353,12 +356,13 @@ impl Table<'_> {
                 vec![format!("ct mark set ct mark & {:#010x} | {:#010x}", !Mark::POLICY_MASK, policy_mark(policy.id))];
             for family in Family::ALL {
                 let ip = keyword(family);
-                let only = match family {
-                    Family::V4 => "meta nfproto ipv4",
-                    Family::V6 => "meta nfproto ipv6",
-                };
+                let only = format!("meta nfproto {}", nfproto(family));
                 let bucket = match policy.balance {
-                    Balance::Flow | Balance::Spread | Balance::Headroom => format!("numgen inc mod {BUCKETS}"),
+                    Balance::Flow | Balance::Headroom => format!("numgen inc mod {BUCKETS}"),
+                    Balance::Spread => {
+                        rules.push(format!("{only} goto {}", self.apart(policy, family)));
+                        continue;
+                    }
                     Balance::Source => format!("jhash {ip} saddr mod {BUCKETS} seed {SEED}"),
                     Balance::SourceDestination => {
                         format!("jhash {ip} saddr . {ip} daddr mod {BUCKETS} seed {SEED}")
@@ -425,7 +429,7 @@ impl Table<'_> {
 
     fn go(&mut self, slot: Slot, mark: Mark) {
         let set = |what: &str| format!("{what} mark set {what} mark & {:#010x} | {mark}", !Mark::WAN_MASK);
-        let count = format!("add @chosen {{ meta mark & {:#010x} }}", Mark::WAN_MASK);
+        let count = self.count_unless_tried();
         self.chain(&slot.chain_name(), vec![set("meta"), set("ct"), count]);
     }
 
@@ -495,13 +499,10 @@ impl Table<'_> {
             let Some(mtu) = wan.mtu else { continue };
             // Towards the inside the route's MTU says nothing about the line. Setting only ever lowers.
             for (family, headers) in [(Family::V4, 40), (Family::V6, 60)] {
-                let nfproto = match family {
-                    Family::V4 => "ipv4",
-                    Family::V6 => "ipv6",
-                };
                 hook.push(format!(
-                    "iifname \"{}\" meta nfproto {nfproto} tcp flags & (syn | rst) == syn tcp option maxseg size set {}",
+                    "iifname \"{}\" meta nfproto {} tcp flags & (syn | rst) == syn tcp option maxseg size set {}",
                     wan.interface,
+                    nfproto(family),
                     mtu.saturating_sub(headers)
                 ));
             }
@@ -797,6 +798,18 @@ fn log(kind: &str) -> String {
 
 fn meter(kind: &str, rate: u32) -> String {
     format!("lograte_{kind}_{rate}")
+}
+
+fn nfproto(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    }
+}
+
+/// The line of this packet's mark gets one flow more.
+fn chosen() -> String {
+    format!("add @chosen {{ meta mark & {:#010x} }}", Mark::WAN_MASK)
 }
 
 fn choice(policy: PolicyId) -> String {

@@ -41,6 +41,7 @@ use super::line;
 use super::protocol::{Answer, Call, MAX_LINE, Role, VERSION, decode_call, encode_answer, ok};
 use super::trace::{Asked, trace};
 use crate::accept;
+use crate::apart::Spreads;
 use crate::ask::{ApplyReport, Ask, Author, How, PlanReport, Refusal, View, aside};
 use crate::audits::AuditReport;
 use crate::bundle::key::BoxKey;
@@ -87,6 +88,7 @@ pub struct Core {
     pub tls_offload: Offloads,
     pub resolver: Resolver,
     pub components: Components,
+    pub spreads: Spreads,
     /// What they were last asked.
     pub told: Told,
     pub crypto: Crypto,
@@ -112,6 +114,7 @@ impl Core {
             tls_offload: Offloads::default(),
             resolver: Resolver::default(),
             components: Components::default(),
+            spreads: Spreads::default(),
             told: Told::default(),
             crypto: Crypto::default(),
             kernel_crypto: Troubles::default(),
@@ -268,6 +271,7 @@ impl Core {
         status.tls_offload = self.tls_offload.lines();
         status.dns = self.resolver.line();
         status.components = self.components.lines();
+        status.spreads = self.spreads.lines();
         status.dhcp = self.told.leases.lines();
         status.clock = self.told.clock.status();
         status.tunnels = self.told.tunnels.lines();

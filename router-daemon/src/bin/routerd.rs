@@ -12,6 +12,7 @@ use config::Config;
 use mwan::state::RulesetState;
 use mwan::{KernelState, Step};
 use router_daemon::alarm::Alarm;
+use router_daemon::apart::Spreads;
 use router_daemon::api::https;
 use router_daemon::api::server::{self, Access, Core};
 use router_daemon::counters::{CounterSource, Counters, DenialSource};
@@ -26,7 +27,7 @@ use router_daemon::kernel::foreign::Foreign;
 use router_daemon::kernel::nflog::PacketLog;
 use router_daemon::kernel::trace::Tracer;
 use router_daemon::kernel::watch::Watch;
-use router_daemon::kernel::{self, Kernel, LinuxKernel, doomed_flows, fast_path, feeder};
+use router_daemon::kernel::{self, Kernel, LinuxKernel, apart, doomed_flows, fast_path, feeder};
 use router_daemon::outside::{self, Ending, Outlets, Surroundings};
 use router_daemon::passive;
 use router_daemon::reconcile::Reconciler;
@@ -239,6 +240,9 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let resolver = denied.resolver.clone();
     dns::start(config_in_force.clone(), happenings.follow(), kernel.lineage(), &arguments.state, resolver.clone())
         .context("cannot start the thread of the resolver")?;
+    let spreads = Spreads::default();
+    apart::start(kernel.lineage(), config_in_force.clone(), spreads.clone())
+        .context("cannot start the thread of what is kept apart")?;
     let (reconciler, handle) = Reconciler::new(kernel);
     ipsec::start(
         &tunnel_places,
@@ -277,6 +281,7 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         tls_offload: offloads,
         resolver,
         components,
+        spreads,
         told: told_of_components,
         crypto,
         kernel_crypto,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use config::units::{Family, Mark, WanId};
+use config::units::{Family, Mark, PolicyId, WanId};
 use mwan::state::FlowClass;
 use nix::errno::Errno;
 
@@ -60,6 +60,36 @@ pub(crate) fn flows(
         }
     })?;
     Ok((flows, count))
+}
+
+/// A flow that a policy chose the line for, and what tells whether it lives.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) found: Found,
+    /// Seconds after which the kernel forgets it, if no packet comes.
+    pub(crate) remaining: u32,
+    /// Both ends have spoken.
+    pub(crate) assured: bool,
+    /// `TCP_CONNTRACK_*`.
+    pub(crate) tcp_state: Option<u8>,
+}
+
+/// The flows of a policy.
+pub(crate) fn connections(socket: &mut Socket, policy: PolicyId) -> io::Result<Vec<Connection>> {
+    let question = Message::new(kind(IPCTNL_MSG_CT_GET), 0, &[0, NFNETLINK_V1, 0, 0])
+        .be32(CTA_MARK, u32::from(policy.0) << 16)
+        .be32(CTA_MARK_MASK, Mark::POLICY_MASK);
+    let mut connections = Vec::new();
+    socket.dump_into(question, |message| {
+        let attributes = message.attributes(NFGENMSG);
+        connections.extend(found(&message).map(|found| Connection {
+            found,
+            remaining: attributes.be32(CTA_TIMEOUT).unwrap_or_default(),
+            assured: attributes.be32(CTA_STATUS).unwrap_or_default() & ASSURED != 0,
+            tcp_state: attributes.nested(CTA_PROTOINFO).nested(CTA_PROTOINFO_TCP).u8(CTA_PROTOINFO_TCP_STATE),
+        }));
+    })?;
+    Ok(connections)
 }
 
 /// Ends one flow, without a walk. A flow that has taken its place since is another.
@@ -248,6 +278,8 @@ fn kind(message: u16) -> u16 {
 }
 
 const NFGENMSG: usize = 4;
+/// `IPS_ASSURED`.
+const ASSURED: u32 = 1 << 2;
 const NLA_F_NESTED: u16 = 1 << 15;
 const NFNETLINK_V1: u8 = 1;
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use config::units::{Family, IfName, Mark, WanId};
-use mwan::state::{AUDIT_GRACE, BUCKETS, BucketKey, Buckets, FlowClass, LinkPair, Slot, TABLE};
+use mwan::state::{AUDIT_GRACE, BUCKETS, BucketKey, Buckets, FlowClass, LinkPair, Slot, TABLE, taken_set};
 use nix::errno::Errno;
 
 use super::netlink::{Attributes, Message, NLM_F_CREATE, Socket, done_if, errno};
@@ -163,6 +163,34 @@ pub(crate) fn unnamed(set: &str, address: IpAddr) -> Message {
     elements_message(NFT_MSG_DELSETELEM, 0, set, |list| {
         list.nest(NFTA_LIST_ELEM, |element| with_address(element, address))
     })
+}
+
+/// Lines that have a connection of a client. One that is there already gets the new time.
+pub(crate) fn taken(family: Family, taken: &BTreeSet<(IpAddr, FlowClass)>, span: Duration) -> Message {
+    let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let of = taken.iter().filter(|(client, _)| Family::of(*client) == family);
+    elements_message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, taken_set(family), |list| {
+        of.fold(list, |list, (client, class)| {
+            list.nest(NFTA_LIST_ELEM, |element| {
+                with_key(element, &taken_key(*client, *class)).attr(NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes())
+            })
+        })
+    })
+}
+
+pub(crate) fn freed(client: IpAddr, class: FlowClass) -> Message {
+    elements_message(NFT_MSG_DELSETELEM, 0, taken_set(Family::of(client)), |list| {
+        list.nest(NFTA_LIST_ELEM, |element| with_key(element, &taken_key(client, class)))
+    })
+}
+
+/// `ipv4_addr . mark` or `ipv6_addr . mark`.
+fn taken_key(client: IpAddr, class: FlowClass) -> Vec<u8> {
+    let mark = class.mark().0.to_ne_bytes();
+    match client {
+        IpAddr::V4(client) => [&client.octets()[..], &mark].concat(),
+        IpAddr::V6(client) => [&client.octets()[..], &mark].concat(),
+    }
 }
 
 fn with_address(element: Message, address: IpAddr) -> Message {

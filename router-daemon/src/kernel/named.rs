@@ -10,7 +10,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mwan::state::NamedKey;
+use config::units::Family;
+use mwan::state::{FlowClass, NamedKey};
 
 use super::elements::{self, Generation};
 use super::netlink::{NETLINK_NETFILTER, Socket};
@@ -74,11 +75,17 @@ impl Named {
     /// What is not there any more is no failure.
     pub(crate) fn revoke(&mut self, key: &NamedKey, address: IpAddr) -> io::Result<()> {
         let set = key.set_name();
-        let done = self.transact(|| vec![elements::unnamed(&set, address)]);
-        match done {
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOENT as i32) => Ok(()),
-            other => other,
-        }
+        done_if_gone(self.transact(|| vec![elements::unnamed(&set, address)]))
+    }
+
+    /// These lines have a connection of these clients, for so long.
+    pub(crate) fn take(&mut self, taken: &BTreeSet<(IpAddr, FlowClass)>, span: Duration) -> io::Result<()> {
+        self.transact(|| vec![elements::taken(Family::V4, taken, span), elements::taken(Family::V6, taken, span)])
+    }
+
+    /// It has none any more. What is not there was taken out by time.
+    pub(crate) fn free(&mut self, client: IpAddr, class: FlowClass) -> io::Result<()> {
+        done_if_gone(self.transact(|| vec![elements::freed(client, class)]))
     }
 
     fn transact(&mut self, messages: impl Fn() -> Vec<super::netlink::Message>) -> io::Result<()> {
@@ -96,6 +103,13 @@ impl Named {
         }
         // Whoever keeps changing nftables will not keep a name from being answered for.
         self.socket.batch(elements::transaction(), messages())
+    }
+}
+
+fn done_if_gone(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOENT as i32) => Ok(()),
+        other => other,
     }
 }
 

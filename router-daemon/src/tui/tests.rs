@@ -510,6 +510,7 @@ fn status(second: u64) -> Status {
     let usable = |wan: &str| LineShare { wan: wan.to_owned(), share_ratio: 1.0 / 3.0 };
     Status {
         dns: None,
+        spreads: Vec::new(),
         version: "0.1.0".to_owned(),
         site: Some("spectrum".to_owned()),
         digest: Some("0123456789abcdef".repeat(4)),
