@@ -213,11 +213,22 @@ struct Wan {
     /// Addresses stand in it that somebody must replace.
     placeholder4: bool,
     placeholder6: bool,
+    /// Where it says that its provider gives addresses of IPv4, and of IPv6.
+    dhcp4: Option<Place>,
+    dhcp6: Option<Place>,
+    /// The length of the prefix to ask for.
+    prefix: Option<u8>,
     input: Vec<String>,
     targets: Vec<String>,
     /// Further keys of its probe, ready to be written.
     probe: Vec<String>,
     comments: Vec<String>,
+}
+
+impl Wan {
+    fn is_leased(&self) -> bool {
+        self.dhcp4.is_some() || self.dhcp6.is_some()
+    }
 }
 
 #[derive(Debug, Default)]

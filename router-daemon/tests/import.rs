@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use config::model::{Method, WanDhcp};
 use proptest::prelude::*;
 use router_daemon::import::{self, Sources};
 
@@ -48,12 +49,23 @@ fn every_router_comes_to_the_site_that_stands_beside_it() {
 /// A line whose address nobody knows is named by `check` until somebody writes it.
 #[test]
 fn check_names_each_placeholder() {
-    let site = imported("four-wans");
+    let site = imported("pppoe-lte");
     let warnings = config::parse("site.toml", &site).unwrap().warnings.to_string();
-    for wan in ["wan1", "wan2", "wan3", "wan4"] {
+    for wan in ["dsl", "lte"] {
         assert!(warnings.contains(&format!("`{wan}` lies in a prefix")), "{warnings}");
     }
     assert!(site.contains("PLACEHOLDER"));
+}
+
+/// A line whose provider gives the addresses is one here too, with what belongs to it.
+#[test]
+fn leased_lines_stay_leased() {
+    let site = imported("dual-stack");
+    let config = config::parse("site.toml", &site).unwrap().config;
+    let line = |name: &str| config.wans.values().find(|wan| wan.name.as_str() == name).unwrap();
+    assert_eq!(line("wanb").method, Method::Dhcp(WanDhcp { ipv6: true, prefix: Some(56) }));
+    assert_eq!(line("wan").method, Method::Static);
+    assert!(imported("four-wans").matches("method    = \"dhcp\"").count() == 4);
 }
 
 /// What a rule refused between VLANs is not allowed by the import.
@@ -80,7 +92,7 @@ fn the_command_knows_files_by_name_and_overwrites_nothing() {
     let file = |name: &str| from.join(name).to_str().unwrap().to_owned();
     let (network, mwan3, firewall) = (file("network"), file("mwan3"), file("firewall"));
     let table: [(&[&str], i32, &str, &str); 8] = [
-        (&[&firewall, &network, &mwan3], 0, "[wan.wan]", "To be filled in"),
+        (&[&firewall, &network, &mwan3], 0, "[wan.wan]", "Carried over, and works differently"),
         (&["--network", odd, &mwan3, "--firewall", &firewall, "-o", site], 0, "wrote", "net-of-2019:"),
         (&[&network, &mwan3, "-o", site], 1, "", "--force"),
         (&[&network, &mwan3, "-o", site, "--force"], 0, "wrote", "--firewall FILE"),

@@ -400,7 +400,7 @@ fn input(
     let client = |spec: &String| spec == "udp/68" || spec == "udp/546";
     let services = match wanted {
         Specs::Some(list) if list.iter().all(client) => {
-            return out("belongs to a DHCP client, and routerd has none for lines");
+            return out("a line that is leased hears its server without a rule");
         }
         Specs::Some(list) => list.clone(),
         Specs::Any | Specs::Unknown => return out("`input` names services: a rule that opens everything is left out"),

@@ -112,7 +112,11 @@ fn targets(sec: &Sec<'_>, at: usize, draft: &mut Draft) -> usize {
             continue;
         };
         let Some(wan) = draft.wans.get_mut(at) else { continue };
-        if address.is_ipv4() && wan.gateway.is_none() || address.is_ipv6() && wan.gateway6.is_none() {
+        let carried = match address {
+            IpAddr::V4(_) => wan.gateway.is_some() || wan.dhcp4.is_some(),
+            IpAddr::V6(_) => wan.gateway6.is_some() || wan.dhcp6.is_some(),
+        };
+        if !carried {
             draft.notes.tell(Kind::Left, sec.at("track_ip"), "the line has no address of this family");
             continue;
         }

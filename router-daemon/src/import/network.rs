@@ -9,7 +9,7 @@ use config::units::IfName;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::firewall::Zones;
-use super::{Draft, Files, Kind, Sec, Vlan, Wan, leave_others};
+use super::{Draft, Files, Kind, Notes, Sec, Vlan, Wan, leave_others};
 
 /// Devices as far as they are made of others.
 #[derive(Default)]
@@ -88,6 +88,9 @@ pub(super) fn read(files: &Files, zones: &Zones<'_>, draft: &mut Draft) {
         segment(sec, &ports, id, &mut taken, ula.as_ref(), draft);
     }
     drop_line_ports(draft);
+    for (at, wan) in draft.wans.iter_mut().enumerate() {
+        settle(at, wan, &mut draft.notes);
+    }
     for sec in &interfaces {
         let known = draft.wan_of.contains_key(sec.name()) || draft.vlan_of.contains_key(sec.name());
         if known {
@@ -244,24 +247,27 @@ fn line<'a>(sec: &Sec<'a>, device: Option<&'a str>, ports: &Ports<'a>, devices: 
     if proto == "static" {
         fixed_addresses(sec, &mut new, draft);
     } else {
-        let six = proto == "dhcpv6";
-        if six {
-            new.placeholder6 = true;
-        } else {
-            new.placeholder4 = true;
-        }
         let why = match proto {
-            "dhcp" | "dhcpv6" => {
-                "routerd has no DHCP client for lines: write the address and gateway the provider gives"
+            "dhcp" => {
+                new.dhcp4 = Some(sec.at("proto"));
+                None
             }
-            "pppoe" | "pppoa" => {
-                "routerd does not dial: let the modem or pppd do it, and write the line's interface, address and gateway"
+            "dhcpv6" => {
+                new.dhcp6 = Some(sec.at("proto"));
+                new.prefix = prefix(sec, draft);
+                None
             }
-            _ => {
-                "routerd does not drive modems: let ModemManager do it, and write the line's interface, address and gateway"
-            }
+            "pppoe" | "pppoa" => Some(
+                "routerd does not dial: let the modem or pppd do it, and write the line's interface, address and gateway",
+            ),
+            _ => Some(
+                "routerd does not drive modems: let ModemManager do it, and write the line's interface, address and gateway",
+            ),
         };
-        draft.notes.tell(Kind::Missing, sec.at("proto"), why);
+        if let Some(why) = why {
+            new.placeholder4 = true;
+            draft.notes.tell(Kind::Missing, sec.at("proto"), why);
+        }
     }
 
     let same = draft.wans.iter().position(|wan| wan.interface == new.interface);
@@ -272,8 +278,8 @@ fn line<'a>(sec: &Sec<'a>, device: Option<&'a str>, ports: &Ports<'a>, devices: 
         }
         Some(at) => {
             let Some(wan) = draft.wans.get_mut(at) else { return };
-            let four = |wan: &Wan| wan.placeholder4 || wan.gateway.is_some();
-            let six = |wan: &Wan| wan.placeholder6 || wan.gateway6.is_some();
+            let four = |wan: &Wan| wan.placeholder4 || wan.gateway.is_some() || wan.dhcp4.is_some();
+            let six = |wan: &Wan| wan.placeholder6 || wan.gateway6.is_some() || wan.dhcp6.is_some();
             if four(wan) && four(&new) || six(wan) && six(&new) {
                 let why = format!(
                     "two lines cannot share a port here, and `{}` has it: give the line a port of its own",
@@ -287,11 +293,63 @@ fn line<'a>(sec: &Sec<'a>, device: Option<&'a str>, ports: &Ports<'a>, devices: 
             wan.gateway6 = wan.gateway6.take().or(new.gateway6);
             wan.placeholder4 |= new.placeholder4;
             wan.placeholder6 |= new.placeholder6;
+            wan.dhcp4 = wan.dhcp4.take().or(new.dhcp4);
+            wan.dhcp6 = wan.dhcp6.take().or(new.dhcp6);
+            wan.prefix = wan.prefix.or(new.prefix);
             at
         }
     };
     draft.wan_of.insert(name.to_owned(), at);
-    let Some(wan) = draft.wans.get_mut(at) else { return };
+}
+
+/// The prefix that a client asks for; OpenWrt asks for any unless it is told not to.
+fn prefix(sec: &Sec<'_>, draft: &mut Draft) -> Option<u8> {
+    match sec.text("reqprefix") {
+        Some("no") => None,
+        Some(length) if length.parse().is_ok_and(|length: u8| (32..=64).contains(&length)) => length.parse().ok(),
+        Some("auto") | None => {
+            draft.notes.tell(
+                Kind::Changed,
+                sec.at("reqprefix"),
+                "a /56 is asked for; the provider may give another length",
+            );
+            Some(56)
+        }
+        Some(_) => {
+            draft.notes.tell(
+                Kind::Left,
+                sec.at("reqprefix"),
+                "no length from 32 to 64 can be read from this: no prefix is asked for",
+            );
+            None
+        }
+    }
+}
+
+/// What its provider gives to a line and what is written for it, once all its sections are known.
+fn settle(at: usize, wan: &mut Wan, notes: &mut Notes) {
+    let mixed = wan.placeholder4 || wan.placeholder6 || !wan.addresses.is_empty();
+    if mixed {
+        // One client asks for both families, or nobody asks.
+        for (place, four) in [(wan.dhcp4.take(), true), (wan.dhcp6.take(), false)] {
+            let Some(place) = place else { continue };
+            notes.tell(
+                Kind::Missing,
+                place,
+                "the line has addresses of its own too, and routerd leases all of a line or nothing: write the address and \
+                 gateway that the provider gives",
+            );
+            wan.placeholder4 |= four;
+            wan.placeholder6 |= !four;
+        }
+        wan.prefix = None;
+    } else if let (None, Some(place)) = (&wan.dhcp4, &wan.dhcp6) {
+        notes.tell(
+            Kind::Changed,
+            place.clone(),
+            "IPv4 is asked for too: without a lease of it the line is down in IPv4",
+        );
+    }
     // Placeholders of several lines differ, as the addresses of one provider do.
     if wan.placeholder4 && wan.gateway.is_none() {
         wan.addresses.push(format!("192.0.2.{}/24", (11 + at) % 254));
@@ -562,6 +620,7 @@ const RESOLVER: &str = "the router's own name servers are those of the machine: 
 const DIAL: &str = "belongs to dialling, which is done beside routerd";
 const PREFIX: &str =
     "prefixes of providers are not handed on: VLANs have addresses of their own and lines translate them";
+const CLIENT: &str = "the client of a line tells and asks for what routerd needs, and this cannot be said to it";
 const TABLES: &str = "routerd keeps a table for each line by itself";
 const LEASES: &str = "handing out addresses and answering names is not in a site file; `input` says who may ask";
 
@@ -586,10 +645,13 @@ const INTERFACE: &[(&str, &str)] = &[
     ("ip6class", PREFIX),
     ("ip6ifaceid", PREFIX),
     ("ip6prefix", PREFIX),
-    ("reqprefix", PREFIX),
-    ("reqaddress", "belongs to a DHCP client, and routerd has none for lines"),
-    ("hostname", "belongs to a DHCP client, and routerd has none for lines"),
-    ("clientid", "belongs to a DHCP client, and routerd has none for lines"),
+    ("reqaddress", CLIENT),
+    ("hostname", CLIENT),
+    ("clientid", CLIENT),
+    ("vendorid", CLIENT),
+    ("sendopts", CLIENT),
+    ("reqopts", CLIENT),
+    ("norelease", CLIENT),
     ("broadcast", "the broadcast address follows from the prefix"),
     ("ipv6", "a line carries IPv6 when it has an IPv6 address and gateway"),
     ("ip4table", TABLES),

@@ -92,7 +92,13 @@ fn blocks(draft: &Draft) -> Vec<Block> {
 
     for wan in &draft.wans {
         let mut lines = vec![format!("[wan.{}]", key(&wan.name)), format!("interface = {}", quoted(&wan.interface))];
-        lines.push(format!("addresses = {}", list(&wan.addresses)));
+        if wan.is_leased() {
+            lines.push("method    = \"dhcp\"".to_owned());
+            lines.extend(wan.dhcp6.is_some().then(|| "ipv6      = true".to_owned()));
+            lines.extend(wan.prefix.map(|length| format!("prefix_delegation = {length}")));
+        } else {
+            lines.push(format!("addresses = {}", list(&wan.addresses)));
+        }
         lines.extend(wan.gateway.as_ref().map(|gateway| format!("gateway   = {}", quoted(gateway))));
         lines.extend(wan.gateway6.as_ref().map(|gateway| format!("gateway6  = {}", quoted(gateway))));
         lines.extend(wan.mtu.map(|mtu| format!("mtu       = {mtu}")));
