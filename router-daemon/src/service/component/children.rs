@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -60,6 +60,14 @@ impl Process {
 
     pub(super) fn signal(&self, signal: Signal) {
         send(self.group, signal);
+    }
+
+    /// Of a reload its first process alone is told: helpers of it that know nothing of the signal would end by it.
+    pub(super) fn reload(&self, signal: Signal) {
+        match kill(self.group, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => warn!(process = %self.group, %signal, %error, "a component cannot be told to reload"),
+        }
     }
 
     /// Waits for its end; may be cut short.
@@ -201,7 +209,7 @@ pub(super) async fn end_orphans(run: &Path, farewell: Duration) {
             let own = Pid::from_raw(orphan.pid);
             if nix::unistd::getpgid(Some(own)) == Ok(own) {
                 send(own, signal);
-            } else if let Err(error) = nix::sys::signal::kill(own, signal)
+            } else if let Err(error) = kill(own, signal)
                 && error != Errno::ESRCH
             {
                 warn!(pid = orphan.pid, %error, "a component cannot be signalled");

@@ -202,7 +202,7 @@ impl Keeper {
         let starts = self.good.as_ref().is_none_or(|good| !good.starts_like(component));
         let made_again = self.numbers() != self.interfaces && !self.interfaces.is_empty();
         match (&self.process, component.reload) {
-            (Some(process), Reload::Signal(signal)) if !starts && !made_again => process.signal(signal),
+            (Some(process), Reload::Signal(signal)) if !starts && !made_again => process.reload(signal),
             (Some(_), Reload::Call) if !starts && !made_again => {
                 match timeout(self.supervisor.timing.patience, component.control.reload()).await {
                     Ok(reloaded) => reloaded?,
