@@ -47,7 +47,7 @@ pub mod nflog;
 mod routing;
 mod rtnl;
 mod ruleset;
-mod sysctl;
+pub(crate) mod sysctl;
 pub mod trace;
 pub mod tunnels;
 pub mod watch;

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use config::units::IfName;
+
 use crate::counters::Conntrack;
 
 /// Those that `want` names. What the kernel has no file for is left out.
@@ -48,5 +50,15 @@ fn awaits_conntrack(name: &str) -> bool {
 }
 
 const CONNTRACK: &str = "net/netfilter/";
+
+/// Has the kernel give an interface its link-local address (RFC 4291, appendix A), where somebody told it not to. True if
+/// that was so.
+pub(crate) fn own_link_local(interface: &IfName) -> io::Result<bool> {
+    let file = Path::new(ROOT).join(format!("net/ipv6/conf/{interface}/addr_gen_mode"));
+    if fs::read_to_string(&file)?.trim() == "0" {
+        return Ok(false);
+    }
+    fs::write(file, "0").map(|()| true)
+}
 
 const ROOT: &str = "/proc/sys";

@@ -41,6 +41,7 @@ use self::report::{Report, Said};
 use self::six::Six;
 use super::Places;
 use super::component::{Alive, Component, Folder, Reload, Rendered};
+use crate::kernel::sysctl;
 use crate::lease::{News, Told};
 
 /// The leases of before this start that still hold.
@@ -188,6 +189,15 @@ fn understood(bytes: &[u8], config: &Config, six: &mut Six) -> Option<Told> {
         warn!(%interface, %reason, "a report of a lease for an interface that has none: it changes nothing");
         return None;
     };
+    // dhcpcd gives interfaces their link-local address instead of the kernel, and with `noconfigure` it then does not: no
+    // router would be asked.
+    if matches!(&wan.method, Method::Dhcp(asked) if asked.ipv6) {
+        match sysctl::own_link_local(&interface) {
+            Ok(true) => debug!(%interface, "the kernel gives the line its link-local address"),
+            Ok(false) => {}
+            Err(error) => warn!(%interface, %error, "the line may have no link-local address: no IPv6 is leased"),
+        }
+    }
     let news = match said {
         Said::Held { lease, span } => {
             info!(wan = %wan.name, %family, %reason, %lease, ?span, "the server answered");
