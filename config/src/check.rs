@@ -43,6 +43,7 @@ pub(crate) fn run(file: &File, text: &str) -> (Config, Vec<usize>, Vec<Problem>)
     let mut wans = check.wans(&services);
     check.tunnels(&mut vlans, &services, &wans);
     let (cells, origins) = check.cells(&vlans, &services);
+    check.delegated(&mut vlans, &wans);
     let ports = check.ports();
     check.overlaps();
     let policies = check.policies();

@@ -133,6 +133,8 @@ pub(crate) struct Vlan {
     pub(crate) input: Maybe<Vec<At<ServiceRef>>>,
     pub(crate) dhcp: Option<VlanDhcp>,
     pub(crate) ra: Maybe<bool>,
+    pub(crate) delegate: Maybe<Vec<At<WanName>>>,
+    pub(crate) subnet: Maybe<i64>,
     pub(crate) comment: Maybe<String>,
 }
 
@@ -670,6 +672,8 @@ fn vlan(name: At<VlanName>, table: &mut Table<'_>, problems: &mut Problems) -> V
         input: table.list("input", problems),
         dhcp: inner(table, "dhcp", problems, lan::vlan_dhcp),
         ra: table.value("ra", problems),
+        delegate: table.one_or_many("delegate", problems),
+        subnet: table.value("subnet", problems),
         comment: table.value("comment", problems),
     }
 }

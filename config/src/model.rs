@@ -86,6 +86,12 @@ impl Config {
         self.policies.values().find(|policy| policy.id == id)
     }
 
+    /// The subnets of this VLAN that providers delegate, with their lines.
+    pub fn delegated_to<'a>(&'a self, vlan: &'a VlanName) -> impl Iterator<Item = (&'a Wan, &'a DelegatedNet)> {
+        let all = self.wans.values().flat_map(|wan| wan.addressing.delegated.iter().map(move |net| (wan, net)));
+        all.filter(move |(_, net)| net.vlan == *vlan)
+    }
+
     /// The VLAN where this address is at home.
     pub fn vlan_of(&self, address: IpAddr) -> Option<&Vlan> {
         self.vlans.values().find(|vlan| vlan.networks().any(|net| net.contains(&address)))
@@ -426,6 +432,10 @@ pub struct Vlan {
     pub interface: IfName,
     /// The router's own addresses with their prefix lengths.
     pub addresses: Vec<IpNet>,
+    /// Its part of the prefixes that providers delegate. The operator's config has no addresses of these; they are filled in
+    /// by `mwan`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegated: Option<Delegated>,
     /// What this VLAN may open towards the Internet.
     pub internet: Internet,
     /// What this VLAN may open towards the router itself.
@@ -439,6 +449,14 @@ pub struct Vlan {
     /// Where it is no bridge, but leads to another site.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<Tunnel>,
+}
+
+/// A /64 of the prefix of each of these lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delegated {
+    pub lines: Vec<WanName>,
+    /// Which of them: the bits between the prefix and the host's.
+    pub subnet: u16,
 }
 
 impl Vlan {
@@ -669,6 +687,18 @@ pub struct Addressing {
     /// What is reached by another way than the gateway.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<LineRoute>,
+    /// What VLANs have of the prefix that its provider delegates. Only a lease fills it in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delegated: Vec<DelegatedNet>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelegatedNet {
+    pub vlan: VlanName,
+    /// The router's address there, and the length of 64.
+    pub own: Ipv6Net,
+    /// For how long it is granted at least, each time; `None`: for ever.
+    pub span: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

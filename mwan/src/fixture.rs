@@ -27,6 +27,7 @@ pub(crate) fn site() -> Config {
         id: VlanId::new(id).unwrap(),
         interface: format!("vlan{id}").parse().unwrap(),
         addresses: vec![net(&format!("10.0.{id}.1/24")), net(&format!("fd00:{id}::1/64"))],
+        delegated: None,
         internet,
         input: vec![Permit {
             service: "dns".parse().unwrap(),
@@ -176,6 +177,7 @@ pub(crate) fn wan(id: u8) -> Wan {
             gateway4: Some(format!("100.64.{id}.1").parse().unwrap()),
             gateway6: Some(format!("2001:db8:ff{id:02}::1").parse().unwrap()),
             routes: Vec::new(),
+            delegated: Vec::new(),
         },
         mtu: None,
         weight: Weight(NonZeroU8::MIN),

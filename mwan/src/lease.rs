@@ -12,12 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use config::Config;
-use config::model::{LineRoute, Vlan, Wan};
-use config::units::{Family, WanName};
+use config::model::{DelegatedNet, LineRoute, Vlan, Wan};
+use config::units::{Family, VlanName, WanName};
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,9 @@ pub struct Lease {
     /// Prefixes for the VLANs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<Ipv6Net>,
+    /// For how long prefixes are granted at least, each time; `None`: for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix_span: Option<Duration>,
     /// Who granted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<IpAddr>,
@@ -229,7 +233,54 @@ pub fn effective(config: &Arc<Config>, leases: &Leases) -> Arc<Config> {
             }
         }
     }
+    delegate(&mut filled, config, leases);
     Arc::new(filled)
+}
+
+/// Gives VLANs their subnets of the prefixes that are leased.
+fn delegate(filled: &mut Config, config: &Config, leases: &Leases) {
+    let mut given: Vec<(WanName, DelegatedNet)> = Vec::new();
+    for (name, vlan) in &config.vlans {
+        let Some(delegated) = &vlan.delegated else { continue };
+        for line in &delegated.lines {
+            let wan = config.wans.get(line).filter(|wan| wan.is_leased(Family::V6));
+            let Some(Ok(lease)) = wan.map(|wan| leases.usable(config, &wan.name, Family::V6)) else { continue };
+            let nets = lease.prefixes.iter().filter_map(|prefix| subnet_of(prefix, delegated.subnet));
+            for own in nets {
+                if is_used(&own, filled) || given.iter().any(|(_, net)| net.own == own) {
+                    continue;
+                }
+                given.push((line.clone(), DelegatedNet { vlan: VlanName::clone(name), own, span: lease.prefix_span }));
+            }
+        }
+    }
+    for (line, net) in given {
+        if let Some(vlan) = filled.vlans.get_mut(&net.vlan) {
+            vlan.addresses.push(net.own.into());
+        }
+        if let Some(wan) = filled.wans.get_mut(&line) {
+            wan.addressing.delegated.push(net);
+        }
+    }
+}
+
+/// The router's address in the subnet of this number; `None` where a provider gave too little for it.
+fn subnet_of(prefix: &Ipv6Net, number: u16) -> Option<Ipv6Net> {
+    let bits = 64_u32.checked_sub(u32::from(prefix.prefix_len()))?;
+    // 2000::/3 and fc00::/7: what a provider may give a network to call its own.
+    let sensible = matches!(prefix.network().segments()[0] >> 8, 0x20..=0x3f | 0xfc..=0xfd);
+    if !sensible || bits < 16 && u32::from(number) >> bits != 0 {
+        return None;
+    }
+    Ipv6Net::new(Ipv6Addr::from_bits(prefix.network().to_bits() | u128::from(number) << 64 | 1), 64).ok()
+}
+
+/// Whether it overlaps what is somebody's already.
+fn is_used(own: &Ipv6Net, filled: &Config) -> bool {
+    let own = IpNet::V6(own.trunc());
+    let vlans = filled.vlans.values().flat_map(Vlan::networks);
+    let wans = filled.wans.values().flat_map(|wan| &wan.addressing.addresses).map(IpNet::trunc);
+    vlans.chain(wans).any(|net| own.contains(&net) || net.contains(&own))
 }
 
 fn fill(wan: &mut Wan, family: Family, lease: &Lease, config: &Config) {
@@ -391,6 +442,92 @@ mod tests {
         );
         // A single address whose gateway is elsewhere is what some providers hand out.
         lease("198.51.100.7/32", "192.0.2.1").fits(&config).unwrap();
+    }
+
+    /// `wan1` and `wan2` leased, and `office` with a subnet of the prefix of both.
+    fn delegating() -> (Arc<Config>, [WanName; 2], VlanName) {
+        let mut config = fixture::site();
+        let lines = ["wan1", "wan2"].map(|name| name.parse::<WanName>().unwrap());
+        for wan in config.wans.values_mut() {
+            wan.method = Method::Dhcp(WanDhcp { ipv6: true, prefix: Some(56) });
+            wan.addressing = config::model::Addressing::default();
+        }
+        let office: VlanName = "office".parse().unwrap();
+        let delegated = config::model::Delegated { lines: lines.to_vec(), subnet: 10 };
+        config.vlans.get_mut(&office).unwrap().delegated = Some(delegated);
+        (Arc::new(config), lines, office)
+    }
+
+    fn prefixed(address: &str, prefix: &str) -> Lease {
+        Lease {
+            prefixes: vec![prefix.parse().unwrap()],
+            prefix_span: Some(Duration::from_secs(4096)),
+            ..lease(address, "fe80::1")
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_split_over_the_vlans_that_ask_for_it() {
+        let (config, [wan1, wan2], office) = delegating();
+        let mut leases = Leases::default();
+        leases.take(&wan1, Family::V6, &held(&prefixed("2001:db8:77::7/128", "2001:db8:100::/56")), Time::ZERO);
+        leases.take(&wan2, Family::V6, &held(&prefixed("2001:db8:78::7/128", "2001:db8:200::/48")), Time::ZERO);
+        let filled = effective(&config, &leases);
+        let before = config.vlans[&office].addresses.clone();
+        let own = ["2001:db8:100:a::1/64", "2001:db8:200:a::1/64"].map(net);
+        assert_eq!(filled.vlans[&office].addresses, [before, own.to_vec()].concat());
+        let of: Vec<_> = filled.delegated_to(&office).map(|(wan, net)| (&wan.name, IpNet::V6(net.own))).collect();
+        assert_eq!(of, [(&wan1, own[0]), (&wan2, own[1])]);
+        for (name, vlan) in filled.vlans.iter().filter(|(name, _)| **name != office) {
+            assert_eq!(*vlan, config.vlans[name]);
+        }
+        // Without the lease there is no prefix.
+        leases.take(&wan1, Family::V6, &Grant::Gone(Gone::Expired), Time::ZERO);
+        let of: Vec<_> = effective(&config, &leases).delegated_to(&office).map(|(wan, _)| wan.name.clone()).collect();
+        assert_eq!(of, [wan2]);
+    }
+
+    #[test]
+    fn a_delegated_prefix_leaves_untranslated_by_its_own_line_alone() {
+        let (config, [wan1, wan2], _) = delegating();
+        let mut leases = Leases::default();
+        leases.take(&wan1, Family::V6, &held(&prefixed("2001:db8:77::7/128", "2001:db8:100::/56")), Time::ZERO);
+        leases.take(&wan2, Family::V6, &held(&prefixed("2001:db8:78::7/128", "2001:db8:200::/56")), Time::ZERO);
+        let nat = |nat6: config::model::Nat6, line: u8| {
+            let mut config = Config::clone(&effective(&config, &leases));
+            config.wans.values_mut().for_each(|wan| wan.nat6 = nat6.clone());
+            crate::compile::ruleset::ruleset(&config).chains[&format!("nat_{line}")].join("; ")
+        };
+        for (line, own) in [(1, "2001:db8:100:a::"), (2, "2001:db8:200:a::")] {
+            let kept = format!("meta nfproto ipv4 masquerade; ip6 saddr {{ {own}-{own}X }} accept; ")
+                .replace("::X", ":ffff:ffff:ffff:ffff");
+            let masqueraded = nat(config::model::Nat6::Masquerade, line);
+            assert_eq!(masqueraded, format!("{kept}meta nfproto ipv6 masquerade"));
+        }
+        let other = nat(config::model::Nat6::None, 2).rsplit("; ").next().unwrap().to_owned();
+        assert!(other.contains("2001:db8:100:a::") && other.ends_with("masquerade"), "{other}");
+    }
+
+    #[test]
+    fn a_prefix_that_cannot_be_this_is_not_split() {
+        let (config, [wan1, wan2], office) = delegating();
+        // Too short for the number, not of a network's, a VLAN's own, a line's own.
+        for prefix in ["2001:db8:100::/61", "fe80::/56", "ff00::/8", "fd00:10::/56", "fd00::/8", "2001:db8:77::/56"] {
+            let mut config = Config::clone(&config);
+            config.vlans.get_mut(&office).unwrap().addresses = vec![net("10.0.10.1/24"), net("fd00:10:0:a::5/64")];
+            let mut leases = Leases::default();
+            leases.take(&wan1, Family::V6, &held(&prefixed("2001:db8:77:a::7/64", prefix)), Time::ZERO);
+            let filled = effective(&Arc::new(config.clone()), &leases);
+            let given: Vec<_> = filled.delegated_to(&office).map(|(_, net)| net.own).collect();
+            assert!(given.is_empty() || prefix == "fd00::/8" && given.len() == 1, "{prefix}: {given:?}");
+        }
+        // One prefix that two providers give is the first one's.
+        let mut leases = Leases::default();
+        for wan in [&wan1, &wan2] {
+            leases.take(wan, Family::V6, &held(&prefixed("2001:db8:77::7/128", "2001:db8:100::/56")), Time::ZERO);
+        }
+        let filled = effective(&config, &leases);
+        assert_eq!(filled.delegated_to(&office).map(|(wan, _)| &wan.name).collect::<Vec<_>>(), [&wan1]);
     }
 
     #[test]

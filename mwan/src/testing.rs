@@ -80,6 +80,7 @@ pub(crate) fn wan(id: u8) -> Wan {
             gateway4: Some(format!("100.64.{id}.1").parse().unwrap()),
             gateway6: Some(format!("2001:db8:ff{id:02x}::1").parse().unwrap()),
             routes: Vec::new(),
+            delegated: Vec::new(),
         },
         mtu: None,
         weight: Weight(nonzero(1)),

@@ -9,6 +9,7 @@ use self::component::Component;
 use self::dhcp::Leases;
 use self::ntp::Clock;
 use self::pair::Standing;
+use self::ra::Prefixes;
 use self::tunnels::Tunnels;
 
 pub mod component;
@@ -18,7 +19,7 @@ pub mod ipsec;
 mod material;
 pub mod ntp;
 pub mod pair;
-mod ra;
+pub mod ra;
 pub mod tls_offload;
 pub mod tunnels;
 pub mod wan_dhcp;
@@ -38,6 +39,7 @@ pub struct Places {
 pub struct Told {
     pub leases: Leases,
     pub clock: Clock,
+    pub prefixes: Prefixes,
     pub tunnels: Tunnels,
     pub pair: Standing,
 }
@@ -45,15 +47,15 @@ pub struct Told {
 /// The programs of others that this config needs.
 pub fn components(config: &Config, places: &Places, told: &Told) -> Vec<Component> {
     let mut all = pair::components(config, places, &told.pair);
-    // Hosts have one router: that of a pair which stands by hands nothing out.
+    // Hosts have one router, and other sites one end of a tunnel: the router of a pair that stands by serves neither.
     if config.pair.as_ref().is_none_or(config::model::Pair::is_active) {
         all.extend(dhcp::components(config, places, &told.leases));
-        all.extend(ra::component(config, places));
+        all.extend(ra::component(config, places, &told.prefixes));
+        all.extend(ipsec::component(config, places));
+        all.extend(wireguard::components(config));
     }
     all.extend(ntp::component(config, places, &told.clock));
     all.extend(wan_dhcp::components(config, places));
-    all.extend(ipsec::component(config, places));
-    all.extend(wireguard::components(config));
     all
 }
 

@@ -200,6 +200,12 @@ fn ping(source: Option<IpAddr>, to: IpAddr, patience: Duration) -> Result<Answer
     }
 }
 
+/// As [`open`] does, from this address.
+pub fn open_from(from: &Netns, source: IpAddr, to: SocketAddr, patience: Duration) -> Result<(TcpStream, Greeting)> {
+    let (stream, greeting) = from.enter(|| connect(Some(source), to, patience))??;
+    Ok((stream, greeting.context("this port does not greet")?))
+}
+
 /// How many of `count` connections to `to` were seen to come from which address.
 pub fn distribution(from: &Netns, to: SocketAddr, count: usize) -> Result<BTreeMap<IpAddr, usize>> {
     let left = Mutex::new(0..count);

@@ -213,7 +213,7 @@ impl<'a> Check<'a> {
         let mut told = Vec::new();
         for written in &file.vlans {
             let Some(vlan) = vlans.get(&written.name.value) else { continue };
-            let v6 = vlan.addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
+            let v6 = vlan.delegated.is_some() || vlan.addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
             let Some(at) = &written.ra else {
                 if v6 {
                     told.push(vlan.name.clone());
@@ -230,7 +230,7 @@ impl<'a> Check<'a> {
                 self.push(
                     Problem::error(format!("VLAN `{}` has no IPv6 address to advertise", vlan.name))
                         .at(&at.span, "router advertisements are of IPv6")
-                        .help("add one to its `addresses`, or take `ra` away"),
+                        .help("add one to its `addresses`, let it have a subnet by `delegate`, or take `ra` away"),
                 );
             } else if at.value {
                 told.push(vlan.name.clone());

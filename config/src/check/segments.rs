@@ -162,6 +162,7 @@ impl<'a> Check<'a> {
                 id,
                 interface,
                 addresses: segment.addresses.clone(),
+                delegated: None,
                 internet,
                 input,
                 comment: comment(written.comment.as_ref()),

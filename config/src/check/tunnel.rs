@@ -65,6 +65,7 @@ impl<'a> Check<'a> {
                 id,
                 interface,
                 addresses: Vec::new(),
+                delegated: None,
                 internet: Internet::None,
                 input,
                 comment: comment(written.comment.as_ref()),

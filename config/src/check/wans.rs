@@ -154,7 +154,7 @@ impl<'a> Check<'a> {
                     .help("write, for example, `addresses = [\"192.0.2.10/24\"]`"),
             );
         }
-        Addressing { addresses, gateway4, gateway6, routes: Vec::new() }
+        Addressing { addresses, gateway4, gateway6, ..Addressing::default() }
     }
 
     fn gateway4(&mut self, wan: &WanName, at: &At<IpAddr>, own: &[IpNet]) -> Option<Ipv4Addr> {

@@ -700,6 +700,10 @@ impl Table<'_> {
         self.chain("hook_nat", hook);
         for wan in self.config.wans.values() {
             let mut rules = vec!["meta nfproto ipv4 masquerade".to_owned()];
+            // What its provider delegated leaves by it as it is, and by no other line: nobody else lets it pass.
+            let of =
+                |wan: &Wan| wan.addressing.delegated.iter().map(|net| IpNet::V6(net.own.trunc())).collect::<Vec<_>>();
+            rules.extend(rule("ip6 saddr", &elements(&collected(of(wan).into_iter()), Family::V6), "accept"));
             match &wan.nat6 {
                 Nat6::Masquerade => rules.push("meta nfproto ipv6 masquerade".to_owned()),
                 Nat6::Prefix { internal, external } => {
@@ -714,6 +718,9 @@ impl Table<'_> {
                     let mut others = AddressSet::default();
                     for other in self.config.wans.values().filter(|other| other.id != wan.id) {
                         other.addressing.addresses.iter().for_each(|net| others.add(net.addr().into()));
+                        for net in of(other) {
+                            others.add(net);
+                        }
                     }
                     rules.extend(rule("ip6 saddr", &elements(&others, Family::V6), "masquerade"));
                 }

@@ -227,8 +227,11 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let kept_leases = wan_dhcp::kept(&places);
     let (leases_tx, leases) = mpsc::channel(64);
     wan_dhcp::start(places.clone(), config_in_force.clone(), leases_tx).context("cannot start the thread of leases")?;
+    let (for_components, config_of_components) = watch::channel(None);
+    let prefixes = told_of_components.prefixes.clone();
+    tasks.spawn(prefixes.follow(happenings.follow(), config_in_force.clone(), for_components));
     let last_component = supervisor
-        .start(config_in_force.clone(), move |config| service::components(config, &places, &told_there))
+        .start(config_of_components, move |config| service::components(config, &places, &told_there))
         .context("cannot start the thread of the components")?;
     let kernel_crypto = Troubles::default();
     tasks.spawn(qat_kernel::run(QatKernel::default(), config_in_force.clone(), kernel_crypto.clone()));

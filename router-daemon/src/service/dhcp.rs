@@ -87,8 +87,16 @@ pub(super) fn components(config: &Config, places: &Places, leases: &Leases) -> V
 pub(super) fn asks_v6(config: &Config, vlan: &Vlan) -> (bool, bool) {
     let Some(served) = config.dhcp.as_ref().and_then(|dhcp| dhcp.vlans.get(&vlan.name)) else { return (false, false) };
     let address = !served.pool6.is_empty() || served.reservations.iter().any(|one| one.address6.is_some());
-    let other = vlan.takes("dns") || vlan.takes("ntp") || served.domain.is_some();
+    let served_at_all = own_nets(config, vlan).any(|net| matches!(net, IpNet::V6(_)));
+    let other = served_at_all && (vlan.takes("dns") || vlan.takes("ntp") || served.domain.is_some());
     (address, other)
+}
+
+/// Without what providers delegate: hosts make addresses of that by themselves, and it comes and goes.
+fn own_nets<'a>(config: &'a Config, vlan: &'a Vlan) -> impl Iterator<Item = &'a IpNet> {
+    let delegated =
+        |net: &IpNet| config.delegated_to(&vlan.name).any(|(_, delegated)| IpNet::V6(delegated.own) == *net);
+    vlan.addresses.iter().filter(move |net| !delegated(net))
 }
 
 fn component(config: &Config, dhcp: &Dhcp, family: Family, places: &Places, leases: &Leases) -> Option<Component> {
@@ -147,7 +155,7 @@ fn settings<'a>(
     let mut networks = Vec::new();
     for (name, served) in &dhcp.vlans {
         let Some(vlan) = config.vlans.get(name) else { continue };
-        let nets: Vec<_> = vlan.addresses.iter().filter(|net| Family::of(net.addr()) == family).collect();
+        let nets: Vec<_> = own_nets(config, vlan).filter(|net| Family::of(net.addr()) == family).collect();
         let mut subnets = Vec::new();
         for (nth, net) in (0_u32..).zip(nets) {
             // Kea keeps its leases by this number: it is to stay what it is while the VLAN's is.

@@ -108,6 +108,7 @@ fn lease4(fields: &Fields<'_>) -> Result<Said, Malformed> {
         routes: routes.into_iter().filter(|route| route.destination.prefix_len() > 0).collect(),
         dns: fields.list::<Ipv4Addr>("new_domain_name_servers")?.into_iter().map(IpAddr::V4).collect(),
         prefixes: Vec::new(),
+        prefix_span: None,
         server: fields.optional::<Ipv4Addr>("new_dhcp_server_identifier")?.map(IpAddr::V4),
     };
     let seconds: u32 = fields.needed("new_dhcp_lease_time")?;
@@ -282,6 +283,7 @@ mod tests {
             routes: vec![route("203.0.113.0/24", Some("192.0.2.9")), route("198.51.100.0/24", None)],
             dns: vec!["192.0.2.53".parse().unwrap(), "192.0.2.54".parse().unwrap()],
             prefixes: Vec::new(),
+            prefix_span: None,
             server: Some("192.0.2.1".parse().unwrap()),
         };
         assert_eq!((lease, span), (wanted, Some(Duration::from_mins(2))));

@@ -21,6 +21,8 @@ struct Line {
     router: Option<Router>,
     addresses: Vec<(Ipv6Addr, End)>,
     prefixes: Vec<(Ipv6Net, End)>,
+    /// For how long the prefixes were granted.
+    span: Option<Duration>,
     dns: Vec<IpAddr>,
     /// There was a whole lease since we began.
     held: bool,
@@ -65,6 +67,7 @@ impl Six {
     pub(super) fn granted(&mut self, interface: &IfName, said: Granted, now: Instant) -> Option<News> {
         let line = self.0.entry(interface.clone()).or_default();
         line.addresses = said.addresses.into_iter().map(|(address, span)| (address, end(span, now))).collect();
+        line.span = said.prefixes.iter().filter_map(|(_, span)| *span).min().map(rounded);
         line.prefixes = said.prefixes.into_iter().map(|(prefix, span)| (prefix, end(span, now))).collect();
         line.dns = said.dns;
         line.news(Gone::Expired, now)
@@ -92,6 +95,7 @@ impl Line {
                 routes: Vec::new(),
                 dns: if self.dns.is_empty() { router.dns.clone() } else { self.dns.clone() },
                 prefixes: prefixes.iter().map(|(prefix, _)| *prefix).collect(),
+                prefix_span: self.span.filter(|_| !prefixes.is_empty()),
                 server: None,
             };
             Some(News::Held { lease, until })
@@ -99,6 +103,11 @@ impl Line {
         let before = std::mem::replace(&mut self.held, whole.is_some());
         whole.or_else(|| before.then_some(News::Gone(why)))
     }
+}
+
+/// Some servers count down from one answer to the next, and that alone is no other lease.
+fn rounded(span: Duration) -> Duration {
+    Duration::from_secs(span.as_secs().checked_ilog2().map_or(0, |log| 1 << log))
 }
 
 fn end(span: Option<Duration>, now: Instant) -> End {
