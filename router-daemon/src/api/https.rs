@@ -696,13 +696,14 @@ mod tests {
             let (code, answer) = router.ask(&alice, text).await;
             assert_ne!(code, 403, "{word}: {answer}");
             // A config of the history is looked up before anything is ordered, a bundle read, and an audit to end found. A
-            // trace orders nothing.
+            // trace orders nothing, and to hand over there must be a pair.
             let looks_first = matches!(
                 call,
                 Call::Rollback { number: Some(_), .. }
                     | Call::Restore { .. }
                     | Call::EndAudit { .. }
                     | Call::Trace { .. }
+                    | Call::Handover { .. }
             );
             let ordered = changes && !looks_first;
             assert_eq!(router.take_orders().len(), usize::from(ordered), "{word}: {answer}");
