@@ -239,17 +239,19 @@ fn a_stop_leaves_none() {
 
 #[test]
 fn a_goodbye_is_said_only_where_it_is_one() {
-    let script = "trap 'echo bye >> $IN/told; exit' TERM; while :; do sleep 0.05; done";
+    let script = "trap 'echo bye >> $IN/told; exit' TERM; echo up >> $IN/ups; while :; do sleep 0.05; done";
+    // Before that it cannot say goodbye yet.
+    let ups = |site: &Site| fs::read_to_string(site.path("ups")).unwrap_or_default().lines().count();
     let told = |site: &Site| fs::read_to_string(site.path("told")).unwrap_or_default();
     let start = || {
         let site = Site::new();
         site.want(vec![Component { goodbye: Signal::SIGKILL, ..site.component("it", script) }]);
-        site.until("it runs", || site.is("it", ComponentState::Running));
+        site.until("it runs", || site.is("it", ComponentState::Running) && ups(&site) == 1);
         site
     };
     let site = start();
     site.want(vec![Component { goodbye: Signal::SIGKILL, ..site.component("it", &format!("{script} # other")) }]);
-    site.until("it was started again", || site.is("it", ComponentState::Running));
+    site.until("it was started again", || site.is("it", ComponentState::Running) && ups(&site) == 2);
     assert_eq!(told(&site), "", "it is back at once");
     site.want(Vec::new());
     site.until("it is gone", || site.components.lines().is_empty());
