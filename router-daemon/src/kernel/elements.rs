@@ -151,10 +151,7 @@ pub(crate) fn audited(socket: &mut Socket) -> io::Result<BTreeMap<LinkPair, Dura
 pub(crate) fn named(set: &str, addresses: &[(IpAddr, Duration)]) -> Message {
     elements_message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, |list| {
         addresses.iter().fold(list, |list, (address, span)| {
-            let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-            list.nest(NFTA_LIST_ELEM, |element| {
-                with_address(element, *address).attr(NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes())
-            })
+            list.nest(NFTA_LIST_ELEM, |element| lasting(with_address(element, *address), *span))
         })
     })
 }
@@ -167,13 +164,10 @@ pub(crate) fn unnamed(set: &str, address: IpAddr) -> Message {
 
 /// Lines that have a connection of a client. One that is there already gets the new time.
 pub(crate) fn taken(family: Family, taken: &BTreeSet<(IpAddr, FlowClass)>, span: Duration) -> Message {
-    let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let of = taken.iter().filter(|(client, _)| Family::of(*client) == family);
     elements_message(NFT_MSG_NEWSETELEM, NLM_F_CREATE, taken_set(family), |list| {
         of.fold(list, |list, (client, class)| {
-            list.nest(NFTA_LIST_ELEM, |element| {
-                with_key(element, &taken_key(*client, *class)).attr(NFTA_SET_ELEM_TIMEOUT, &milliseconds.to_be_bytes())
-            })
+            list.nest(NFTA_LIST_ELEM, |element| lasting(with_key(element, &taken_key(*client, *class)), span))
         })
     })
 }
@@ -182,6 +176,12 @@ pub(crate) fn freed(client: IpAddr, class: FlowClass) -> Message {
     elements_message(NFT_MSG_DELSETELEM, 0, taken_set(Family::of(client)), |list| {
         list.nest(NFTA_LIST_ELEM, |element| with_key(element, &taken_key(client, class)))
     })
+}
+
+/// From now on for so long. Without the expiration an element that was given the same time before keeps its old end.
+fn lasting(element: Message, span: Duration) -> Message {
+    let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).to_be_bytes();
+    element.attr(NFTA_SET_ELEM_TIMEOUT, &milliseconds).attr(NFTA_SET_ELEM_EXPIRATION, &milliseconds)
 }
 
 /// `ipv4_addr . mark` or `ipv6_addr . mark`.
@@ -357,6 +357,7 @@ const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
+const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_SET_ELEM_EXPRESSIONS: u16 = 11;
 const NFTA_DATA_VALUE: u16 = 1;
