@@ -40,8 +40,10 @@ impl Table<'_> {
         rules.extend([format!("jump {turn}"), format!("goto {take}")]);
         self.chain(&apart, rules);
         let update = format!("update @{set} {{ {} timeout {}s }}", place(&ours), TAKEN.as_secs());
-        // Each in a rule of its own: a rule ends where its set is full.
-        self.chain(&take, vec![chosen(), update]);
+        // What belongs to a connection that is gone is answered with a reset, and takes nothing. Each in a rule of its own:
+        // a rule ends where its set is full.
+        let middle = "tcp flags & (syn | ack) != syn return".to_owned();
+        self.chain(&take, vec![chosen(), middle, update]);
         apart
     }
 
