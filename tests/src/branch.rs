@@ -5,6 +5,7 @@
 //! ```
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::world;
 /// Where the second site is on the Internet, and a host of it.
 pub const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 50);
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 5);
+const STAND_IN: &str = "wireguard-go";
 
 /// The second site. What it runs ends with the value.
 #[derive(Debug)]
@@ -120,6 +122,25 @@ impl Branch {
         run(&mut load).map(drop).context("the second site's connections are not taken")
     }
 
+    /// `WireGuard` of whatever kind this machine has, with these settings; what is behind the other end is reached by it.
+    pub fn wireguard(&mut self, interface: &str, settings: &str, beyond: &str) -> Result<()> {
+        if self.place.ip(&format!("link add {interface} type wireguard\n")).is_err() {
+            let mut device = Root::find()?.command(&self.place, STAND_IN);
+            device.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1").args(["--foreground", interface]);
+            self.spawn(STAND_IN, &mut device)?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let mut wg = Root::find()?.command(&self.place, "wg");
+            match feed(wg.args(["setconf", interface, "/dev/stdin"]), settings) {
+                Ok(()) => break,
+                Err(error) if Instant::now() > deadline => return Err(error).context("the second site's WireGuard"),
+                Err(_) => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+        self.place.ip(&format!("link set {interface} up\nroute add {beyond} dev {interface} src {HOST}\n"))
+    }
+
     /// What its strongSwan says of its associations.
     pub fn associations(&self) -> Result<String> {
         let mut list = Root::find()?.command(&self.place, "swanctl");
@@ -154,6 +175,29 @@ impl Drop for Branch {
             }
         }
     }
+}
+
+/// Whether this machine's kernel has `WireGuard`, or its root what stands in for it.
+pub fn has_wireguard() -> bool {
+    let Ok(trial) = Netns::create(&format!("wireguard-{}", std::process::id())) else { return false };
+    let kernel = trial.ip("link add wg0 type wireguard\n").is_ok();
+    let program = match Root::find() {
+        Ok(Root::Directory(root)) => root.join("usr/bin").join(STAND_IN),
+        Ok(Root::Host) | Err(_) => Path::new("/usr/bin").join(STAND_IN),
+    };
+    kernel || program.exists()
+}
+
+/// A private key and its public one.
+pub fn keys(at: &Netns) -> Result<(String, String)> {
+    let private = run(Root::find()?.command(at, "wg").arg("genkey"))?;
+    let output = {
+        let mut pubkey = Root::find()?.command(at, "wg");
+        let mut child = pubkey.arg("pubkey").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no standard input")?.write_all(private.as_bytes())?;
+        child.wait_with_output()?
+    };
+    Ok((private.trim().to_owned(), String::from_utf8(output.stdout)?.trim().to_owned()))
 }
 
 /// A file that only its owner may read.

@@ -14,11 +14,11 @@ use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::branch::{Branch, HOST, PEER, secret};
+use tests::branch::{Branch, HOST, PEER, has_wireguard, keys, secret};
 use tests::demo::wait_until_good;
 use tests::lab::{Lab, Temporary};
 use tests::link::Fault;
-use tests::netns::run;
+use tests::netns::{Netns, run};
 use tests::root::Root;
 use tests::traffic::{Probe, UdpFlow, probe};
 use tests::watch::{status, wait_usable};
@@ -47,6 +47,46 @@ fn a_peer_without_mobike_gets_another_association_first() {
     comes_up(&lab, &branch);
     let gap = takes_another_line_and_comes_back(&mut lab);
     println!("the line of the tunnel blackholed, a peer without MOBIKE: {gap:?}");
+}
+
+#[test]
+fn wireguard_takes_another_line_with_its_next_packet() {
+    if !has_wireguard() {
+        assert!(
+            std::env::var_os("QUADWAY_MUST_RUN").is_none(),
+            "neither the kernel nor the root has WireGuard: make root"
+        );
+        println!("SKIP: the kernel has no WireGuard, and the root no wireguard-go (tests/root/packages)");
+        return;
+    }
+    let folder = folder("wireguard");
+    let trial = Netns::create(&format!("keys-{}", std::process::id())).unwrap();
+    let ((own, own_public), (other, other_public)) = (keys(&trial).unwrap(), keys(&trial).unwrap());
+    let key = folder.join("branch.key");
+    secret(&key, &own).unwrap();
+    // All labs have one folder for the sockets of wireguard-go, so that names of interfaces must differ.
+    let (near, far) = (format!("wga{}", std::process::id()), format!("wgb{}", std::process::id()));
+    let written = format!(
+        "[wireguard.branch]\ninterface = \"{near}\"\nendpoint = \"{PEER}:51820\"\nprivate_key = \"{}\"\n\
+         public_key = \"{other_public}\"\nremote_networks = [\"10.9.0.0/24\"]\nwans = [\"wan1\", \"wan2\"]\n\
+         keepalive = \"1s\"\n",
+        key.display()
+    );
+    let mut lab = Temporary::up(&site(&written), 2, false).unwrap();
+    let mut branch = Branch::up(&lab).unwrap();
+    let settings = format!(
+        "[Interface]\nPrivateKey = {other}\nListenPort = 51820\n[Peer]\nPublicKey = {own_public}\n\
+         AllowedIPs = 10.0.10.0/24\n"
+    );
+    branch.wireguard(&far, &settings, "10.0.10.0/24").unwrap();
+    lab.start_router().unwrap();
+    wait_until_good(&lab, Duration::from_secs(30)).unwrap();
+    until("the tunnel is up", &lab, || tunnel(&lab)["state"] == "up");
+    the_matrix_holds(&lab, &branch);
+    let gap = takes_another_line_and_comes_back(&mut lab);
+    println!("the line of the tunnel blackholed, WireGuard: {gap:?}");
+    let logs = fs::read_to_string(lab.log("routerd")).unwrap();
+    assert!(!logs.contains(&own), "no key is logged");
 }
 
 fn comes_up(lab: &Lab, branch: &Branch) {
@@ -172,11 +212,9 @@ fn two_sites(peer: &str) -> Option<(Temporary, Branch)> {
         println!("SKIP: the root lacks strongSwan (tests/root/packages)");
         return None;
     }
-    let folder = PathBuf::from(format!("/tmp/quadway-psk-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    let psk = folder.join("branch.psk");
+    let psk = folder("ipsec").join("branch.psk");
     secret(&psk, PSK).unwrap();
-    let mut lab = Temporary::up(&site(&psk.display().to_string()), 2, false).unwrap();
+    let mut lab = Temporary::up(&site(&ipsec(&psk.display().to_string())), 2, false).unwrap();
     let mut branch = Branch::up(&lab).unwrap();
     branch
         .strongswan(&format!(
@@ -191,11 +229,15 @@ fn two_sites(peer: &str) -> Option<(Temporary, Branch)> {
     Some((lab, branch))
 }
 
-fn site(psk: &str) -> String {
-    let minimal = include_str!("../../config/examples/minimal.toml");
+fn folder(what: &str) -> PathBuf {
+    let folder = PathBuf::from(format!("/tmp/quadway-{what}-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn ipsec(psk: &str) -> String {
     format!(
-        "{minimal}
-[ipsec.branch]
+        "[ipsec.branch]
 interface       = \"ipsec0\"
 remote          = \"{PEER}\"
 local_id        = \"hq.test\"
@@ -204,7 +246,15 @@ psk             = \"{psk}\"
 local_networks  = [\"10.0.10.0/24\"]
 remote_networks = [\"10.9.0.0/24\"]
 wans            = [\"wan1\", \"wan2\"]
+"
+    )
+}
 
+fn site(tunnel: &str) -> String {
+    let minimal = include_str!("../../config/examples/minimal.toml");
+    format!(
+        "{minimal}
+{tunnel}
 [[cell]]
 from     = \"office\"
 to       = \"branch\"

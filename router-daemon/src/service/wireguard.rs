@@ -1,8 +1,9 @@
 //! `WireGuard` to other sites: interfaces of the kernel, told by `wg` whom to speak with. Keys go to it by its standard input.
 //!
 //! **How a tunnel moves.** Its packets carry a mark, and routes of ours say by which line marked packets reach the other
-//! end. When such a route changes, the kernel takes the source address of the other line with the next packet; one is sent
-//! at once, so that the other end learns where we are before it has something to say.
+//! end. The kernel remembers from which address it spoke with it last, and rules of ours send what comes from there by the
+//! old line; so the endpoint is written anew when its route has changed, which forgets that address. A packet is sent at
+//! once, so that the other end learns where we are before it has something to say.
 //!
 //! **Without `WireGuard` in the kernel** `wireguard-go` stands in where it is installed, one process for each tunnel: that is
 //! how the lab tries this, and slow.
@@ -82,6 +83,8 @@ struct Driver {
     /// What each interface was told, as a digest, with the number it had.
     told: BTreeMap<String, (String, u32)>,
     lines: BTreeMap<String, config::units::WanName>,
+    /// How often yet the other end is to be told where we are: the first time may be before the route is there.
+    nudges: BTreeMap<String, u8>,
 }
 
 /// How a peer is.
@@ -96,7 +99,7 @@ struct Seen {
 
 impl Driver {
     fn new(tunnels: Tunnels) -> Self {
-        Self { tunnels, told: BTreeMap::new(), lines: BTreeMap::new() }
+        Self { tunnels, told: BTreeMap::new(), lines: BTreeMap::new(), nudges: BTreeMap::new() }
     }
 
     async fn follow(
@@ -115,7 +118,11 @@ impl Driver {
             }
             had_any = has_any;
             // Without a tunnel nobody wakes up for one.
-            let pause = if has_any { ROUND } else { Duration::from_hours(24) };
+            let pause = match (has_any, self.nudges.is_empty()) {
+                (true, true) => ROUND,
+                (true, false) => SOON,
+                (false, _) => Duration::from_hours(24),
+            };
             tokio::select! {
                 changed = config.changed() => if changed.is_err() { return },
                 _ = wanted.changed(), if has_any => {}
@@ -137,12 +144,16 @@ impl Driver {
                 }
                 (_, _) => false,
             };
+            let nudges = if moved { NUDGES } else { self.nudges.remove(name).unwrap_or_default() };
+            if nudges > 1 {
+                self.nudges.insert(name.to_owned(), nudges - 1);
+            }
             if let Some(line) = &line {
                 self.lines.insert(name.to_owned(), line.clone());
             }
             let seen = match failed.get(&vlan.interface) {
                 Some(why) => Err(why.clone()),
-                None => self.keep(vlan, tunnel, wireguard, moved).await,
+                None => self.keep(vlan, tunnel, wireguard, nudges > 0).await,
             };
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             self.tunnels.change(name, |told| {
@@ -168,11 +179,14 @@ impl Driver {
                 }
             });
         }
-        self.told.retain(|name, _| ours(config).any(|(vlan, ..)| vlan.name.as_str() == name));
+        let known = |name: &str| ours(config).any(|(vlan, ..)| vlan.name.as_str() == name);
+        self.told.retain(|name, _| known(name));
+        self.lines.retain(|name, _| known(name));
+        self.nudges.retain(|name, _| known(name));
     }
 
     /// Has the interface know its peer, and tells how that is.
-    async fn keep(&mut self, vlan: &Vlan, tunnel: &Tunnel, wireguard: &Wireguard, moved: bool) -> Result<Seen, String> {
+    async fn keep(&mut self, vlan: &Vlan, tunnel: &Tunnel, wireguard: &Wireguard, nudge: bool) -> Result<Seen, String> {
         let (name, interface) = (vlan.name.as_str(), vlan.interface.as_str());
         let number = nix::net::if_::if_nametoindex(interface)
             .map_err(|error| format!("there is no interface {interface}: {error}"))?;
@@ -182,7 +196,12 @@ impl Driver {
             wg(&["syncconf", interface, "/dev/stdin"], &settings).await?;
             info!(tunnel = %name, "the interface knows its peer");
             self.told.insert(name.to_owned(), (digest, number));
-        } else if moved {
+        } else if nudge {
+            // An endpoint that is written anew forgets the source address it had.
+            if let Some(endpoint) = wireguard.endpoint {
+                let endpoint = endpoint.to_string();
+                wg(&["set", interface, "peer", &wireguard.public_key, "endpoint", &endpoint], "").await?;
+            }
             // From none to some sends a packet at once.
             let seconds = wireguard.keepalive.map_or(1, |span| span.as_secs());
             for pace in [0, seconds] {
@@ -301,6 +320,9 @@ fn seen(dump: &str, public_key: &str) -> Option<Seen> {
 }
 
 const STAND_IN: &str = "wireguard-go";
+/// Between two rounds while a tunnel moves, and how many of them tell the other end.
+const SOON: Duration = Duration::from_millis(150);
+const NUDGES: u8 = 3;
 const ROUND: Duration = Duration::from_secs(1);
 const ANSWER: Duration = Duration::from_secs(3);
 const BEGIN_ANEW: Duration = Duration::from_secs(1);
