@@ -12,6 +12,7 @@ pub mod lab;
 pub mod link;
 pub mod listing;
 pub mod netns;
+pub mod resolver;
 pub mod root;
 pub mod site;
 pub mod tls;

@@ -2,21 +2,19 @@
 //! answered for. Real clients of DNS, a resolver of the Internet with short-lived answers, chains and many addresses.
 #![expect(clippy::unwrap_used, reason = "test code; clippy knows only the test functions")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType, rdata};
 use nix::sys::signal::Signal;
 use tests::lab::{Lab, Temporary};
 use tests::link::Fault;
 use tests::netns::{Netns, run};
+use tests::resolver::{Asked, Resolver, addresses, ask_tcp};
 use tests::traffic::{Answer, Probe, probe};
 use tests::watch::{status, wait};
-use tests::world::FREE;
 
 const SITE: &str = include_str!("../../config/examples/minimal.toml");
 const NAMES: &str = "
@@ -34,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[test]
 fn who_was_just_answered_gets_through_and_nobody_else() {
     let Some(lab) = lab() else { return };
-    let resolver = Resolver::start(&lab);
+    let resolver = Resolver::start(&lab, reply).unwrap();
     let inside = lab.host(10);
     let mut seen = std::collections::BTreeSet::new();
     let begun = Instant::now();
@@ -78,7 +76,7 @@ fn who_was_just_answered_gets_through_and_nobody_else() {
 #[test]
 fn questions_for_somebody_else_are_answered_here_and_the_site_has_names_of_its_own() {
     let Some(lab) = lab() else { return };
-    let _resolver = Resolver::start(&lab);
+    let _resolver = Resolver::start(&lab, reply).unwrap();
     let inside = lab.host(10);
     // A resolver outside that the VLAN may not ask: the answer is the router's, and opens the way.
     let (code, addresses) = ask(&inside, "198.51.100.77:53", "c.blob.example.net");
@@ -91,16 +89,16 @@ fn questions_for_somebody_else_are_answered_here_and_the_site_has_names_of_its_o
     assert_eq!(ask(&inside, ROUTER, "rebind.example.com"), (ResponseCode::NoError, Vec::new()));
     assert_eq!(ask(&inside, ROUTER, "intern.example.com").1, vec!["10.0.20.5".parse::<IpAddr>().unwrap()]);
     // Over TCP, and what is too long for a datagram.
-    let all = inside.enter(|| tcp(ROUTER, "many.blob.example.net")).unwrap();
+    let all = ask_tcp(&inside, ROUTER, "many.blob.example.net", RecordType::A).unwrap();
     assert_eq!(all.answers.len(), 40);
-    let cut = inside.enter(|| datagram(ROUTER, "many.blob.example.net", PATIENCE)).unwrap().unwrap();
+    let cut = datagram(&inside, ROUTER, "many.blob.example.net", PATIENCE);
     assert!(cut.metadata.truncation && cut.answers.is_empty());
 }
 
 #[test]
 fn a_dead_line_keeps_no_name_from_being_answered_for() {
     let Some(mut lab) = lab() else { return };
-    let resolver = Resolver::start(&lab);
+    let resolver = Resolver::start(&lab, reply).unwrap();
     let inside = lab.host(10);
     let mut slowest = Duration::ZERO;
     for number in [1, 2] {
@@ -108,8 +106,7 @@ fn a_dead_line_keeps_no_name_from_being_answered_for() {
         for n in 0..40 {
             let begun = Instant::now();
             let name = format!("n{number}-{n}.blob.example.net");
-            let told = inside.enter(|| datagram(ROUTER, &name, Duration::from_secs(5))).unwrap();
-            let told = told.unwrap_or_else(|| panic!("{name} was not answered for"));
+            let told = datagram(&inside, ROUTER, &name, Duration::from_secs(5));
             assert_eq!(told.metadata.response_code, ResponseCode::NoError, "{name}");
             slowest = slowest.max(begun.elapsed());
             thread::sleep(Duration::from_millis(20));
@@ -124,7 +121,7 @@ fn a_dead_line_keeps_no_name_from_being_answered_for() {
 #[test]
 fn what_names_stand_for_outlives_the_daemon_and_a_table_that_was_deleted() {
     let Some(mut lab) = lab() else { return };
-    let resolver = Resolver::start(&lab);
+    let resolver = Resolver::start(&lab, reply).unwrap();
     let inside = lab.host(10);
     let (_, addresses) = ask(&inside, ROUTER, "d.blob.example.net");
     let opens = |address| probe(&inside, None, address, Probe::Tcp(443), PATIENCE).unwrap().is_open();
@@ -155,129 +152,27 @@ fn explain(lab: &Lab, to: &str) -> String {
     String::from_utf8(told.stdout).unwrap()
 }
 
-fn question(name: &str) -> Message {
-    let mut name = Name::from_ascii(name).unwrap();
-    name.set_fqdn(true);
-    let mut message = Message::query();
-    message.metadata.recursion_desired = true;
-    message.add_query(Query::query(name, RecordType::A));
-    message
-}
-
 fn ask(from: &Netns, server: &str, name: &str) -> (ResponseCode, Vec<IpAddr>) {
-    let told = from.enter(|| datagram(server, name, Duration::from_secs(6))).unwrap();
-    let told = told.unwrap_or_else(|| panic!("{name} was not answered for"));
-    let address = |record: &Record| {
-        let RData::A(address) = &record.data else { return None };
-        Some(IpAddr::V4(address.0))
-    };
-    (told.metadata.response_code, told.answers.iter().filter_map(address).collect())
+    let told = datagram(from, server, name, Duration::from_secs(6));
+    (told.metadata.response_code, addresses(&told.answers).into_iter().map(|(address, _)| address).collect())
 }
 
-fn datagram(server: &str, name: &str, patience: Duration) -> Option<Message> {
-    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(patience)).unwrap();
-    socket.connect(server).unwrap();
-    let question = question(name);
-    socket.send(&question.to_vec().unwrap()).unwrap();
-    let mut buffer = [0; 4096];
-    let length = socket.recv(&mut buffer).ok()?;
-    let told = Message::from_vec(&buffer[..length]).unwrap();
-    assert_eq!(told.metadata.id, question.metadata.id);
-    Some(told)
+fn datagram(from: &Netns, server: &str, name: &str, patience: Duration) -> Message {
+    tests::resolver::ask(from, server, name, RecordType::A, patience).unwrap()
 }
 
-fn tcp(server: &str, name: &str) -> Message {
-    use std::io::{Read, Write};
-    let server: SocketAddr = server.parse().unwrap();
-    let mut stream = std::net::TcpStream::connect_timeout(&server, PATIENCE).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let bytes = question(name).to_vec().unwrap();
-    stream.write_all(&u16::try_from(bytes.len()).unwrap().to_be_bytes()).unwrap();
-    stream.write_all(&bytes).unwrap();
-    let mut length = [0; 2];
-    stream.read_exact(&mut length).unwrap();
-    let mut told = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut told).unwrap();
-    Message::from_vec(&told).unwrap()
-}
-
-/// The Internet's resolver. Whatever it is asked has an address, another each time, for a second or two.
-struct Resolver {
-    more: Arc<AtomicBool>,
-    asked: Arc<AtomicU64>,
-    threads: Vec<thread::JoinHandle<()>>,
-}
-
-impl Resolver {
-    fn start(lab: &Lab) -> Self {
-        let (more, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
-        let address = SocketAddr::from(([198, 51, 100, 9], FREE));
-        let (socket, listener) = lab
-            .internet()
-            .enter(|| (UdpSocket::bind(address).unwrap(), std::net::TcpListener::bind(address).unwrap()))
-            .unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let (go, count) = (Arc::clone(&more), Arc::clone(&asked));
-        let datagrams = thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while go.load(Ordering::Relaxed) {
-                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
-                let told = reply(&buffer[..length], count.fetch_add(1, Ordering::Relaxed), true);
-                socket.send_to(&told, from).unwrap();
-            }
-        });
-        let (go, count) = (Arc::clone(&more), Arc::clone(&asked));
-        let streams = thread::spawn(move || {
-            use std::io::{Read, Write};
-            while go.load(Ordering::Relaxed) {
-                let Ok((mut stream, _)) = listener.accept() else {
-                    thread::sleep(Duration::from_millis(5));
-                    continue;
-                };
-                stream.set_nonblocking(false).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                let mut length = [0; 2];
-                while stream.read_exact(&mut length).is_ok() {
-                    let mut asked = vec![0; u16::from_be_bytes(length).into()];
-                    stream.read_exact(&mut asked).unwrap();
-                    let told = reply(&asked, count.fetch_add(1, Ordering::Relaxed), false);
-                    let framed = [&u16::try_from(told.len()).unwrap().to_be_bytes()[..], &told].concat();
-                    stream.write_all(&framed).unwrap();
-                }
-            }
-        });
-        Self { more, asked, threads: vec![datagrams, streams] }
-    }
-
-    fn questions(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Resolver {
-    fn drop(&mut self) {
-        self.more.store(false, Ordering::Relaxed);
-        self.threads.drain(..).for_each(|thread| thread.join().unwrap());
-    }
-}
-
-fn reply(question: &[u8], number: u64, datagram: bool) -> Vec<u8> {
-    let question = Message::from_vec(question).unwrap();
-    let mut told = Message::response(question.metadata.id, question.metadata.op_code);
-    told.metadata.recursion_available = true;
-    told.queries.clone_from(&question.queries);
-    let query = &question.queries[0];
-    let text = query.name().to_lowercase().to_ascii();
+/// Whatever the Internet's resolver is asked has an address, another each time, for a second or two.
+fn reply(asked: &Asked<'_>, told: &mut Message) {
+    let (query, number) = (asked.query, asked.number);
     if query.query_type() != RecordType::A {
-        return told.to_vec().unwrap();
+        return;
     }
+    let text = query.name().to_lowercase().to_ascii();
     let at = |number: u64| Ipv4Addr::new(198, 51, 100, 100 + u8::try_from(number % 40).unwrap());
     let address = |name: &Name, ttl, address: Ipv4Addr| Record::from_rdata(name.clone(), ttl, RData::A(address.into()));
     let ttl = u32::try_from(1 + number % 2).unwrap();
     if text.starts_with("many.") {
-        if datagram {
+        if asked.datagram {
             told.metadata.truncation = true;
         } else {
             told.answers.extend((0..40).map(|n| address(query.name(), 5, at(n))));
@@ -295,5 +190,4 @@ fn reply(question: &[u8], number: u64, datagram: bool) -> Vec<u8> {
         told.answers.push(alias(&names[0], &names[1]));
         told.answers.extend([address(&names[1], ttl, at(number)), address(&names[1], ttl, at(number + 7))]);
     }
-    told.to_vec().unwrap()
 }
