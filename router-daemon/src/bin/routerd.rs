@@ -234,7 +234,6 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         .start(config_of_components, move |config| service::components(config, &places, &told_there))
         .context("cannot start the thread of the components")?;
     let kernel_crypto = Troubles::default();
-    tasks.spawn(qat_kernel::run(QatKernel::default(), config_in_force.clone(), kernel_crypto.clone()));
     tasks.spawn(happening::tell_fast_path(fast_path.state(), happenings.clone()));
     let tracer = Tracer::new(fast_path.clone());
     feeder::start(fast_path.clone(), config_in_force.clone()).context("cannot start the thread of the flows")?;
@@ -247,13 +246,16 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     apart::start(kernel.lineage(), config_in_force.clone(), spreads.clone())
         .context("cannot start the thread of what is kept apart")?;
     let (reconciler, handle) = Reconciler::new(kernel);
-    ipsec::start(
+    let rekey = ipsec::start(
         &tunnel_places,
         config_in_force.clone(),
         handle.wanted.subscribe(),
         told_of_components.tunnels.clone(),
     )
     .context("cannot start the thread of the tunnels")?;
+    let card = QatKernel::default();
+    let rekey = Arc::new(move || rekey.clone().all());
+    tasks.spawn(qat_kernel::run(card, config_in_force.clone(), kernel_crypto.clone(), rekey));
     wireguard::start(config_in_force.clone(), handle.wanted.subscribe(), told_of_components.tunnels.clone())
         .context("cannot start the thread of the tunnels")?;
     tasks.spawn(reconciler.run());

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use config::Config;
 use config::model::KernelDevice;
+use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -35,6 +36,9 @@ pub struct QatKernel {
 
 /// Gives a driver its priority.
 type SetPriority = dyn Fn(&str, u32) -> io::Result<()> + Send + Sync;
+
+/// Gives every association of IPsec other keys.
+pub type Rekey = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// What is wrong with the card, and how its devices are. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -293,9 +297,10 @@ impl Troubles {
 }
 
 /// Has the kernel do as the config says, and listens to the card's heartbeats where there are any, until the config's
-/// sender is gone. Where there is no card it looks once a minute.
-pub async fn run(kernel: QatKernel, config: watch::Receiver<Option<Arc<Config>>>, troubles: Troubles) {
-    follow(kernel, config, troubles, BETWEEN_BEATS).await;
+/// sender is gone. Where there is no card it looks once a minute. When one stops, everybody is got off the card, with
+/// `rekey` for the associations of IPsec, until all answer again.
+pub async fn run(kernel: QatKernel, config: watch::Receiver<Option<Arc<Config>>>, troubles: Troubles, rekey: Rekey) {
+    follow(kernel, config, troubles, BETWEEN_BEATS, rekey).await;
 }
 
 async fn follow(
@@ -303,8 +308,10 @@ async fn follow(
     mut config: watch::Receiver<Option<Arc<Config>>>,
     troubles: Troubles,
     between_beats: Duration,
+    rekey: Rekey,
 ) {
     let mut pulses = BTreeMap::<String, Pulse>::new();
+    let mut retreat = Retreat::default();
     loop {
         let wanted = config.borrow_and_update().as_ref().and_then(|config| config.crypto.kernel_device);
         let mut told = Vec::new();
@@ -347,13 +354,55 @@ async fn follow(
             };
             KernelDeviceLine { name: name.clone(), beats, unanswered: *unanswered }
         };
+        let stopped = pulses.values().any(Pulse::is_stopped);
+        told.extend(retreat.told.iter().filter(|_| stopped).cloned());
         troubles.tell(told, found.devices.iter().map(line).collect());
+        let concerned = wanted == Some(KernelDevice::Prefer) || found.algorithms.iter().any(|one| one.users > 0);
+        retreat.follow(&kernel, stopped, concerned, &rekey).await;
         let pause = if found.devices.is_empty() { BETWEEN_SEARCHES } else { between_beats };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = config.changed() => if changed.is_err() {
                 return;
             },
+        }
+    }
+}
+
+/// Whether everybody has been got off a card that does not answer.
+#[derive(Debug, Default)]
+struct Retreat {
+    began: Option<Instant>,
+    over: bool,
+    /// What is in its way.
+    told: Option<String>,
+}
+
+impl Retreat {
+    async fn follow(&mut self, kernel: &QatKernel, stopped: bool, concerned: bool, rekey: &Rekey) {
+        if !stopped {
+            if self.began.is_some() {
+                info!("the crypto devices answer: the config's order of crypto counts again");
+                kernel.come_back();
+                *self = Self::default();
+            }
+            return;
+        }
+        let waits = self.began.is_some_and(|at| at.elapsed() < BETWEEN_RETREATS);
+        if self.over || waits || self.began.is_none() && !concerned {
+            return;
+        }
+        self.began = Some(Instant::now());
+        let rekey = Arc::clone(rekey);
+        match kernel.retreat(async move || rekey().await, LET_GO).await {
+            Ok(()) => {
+                warn!("a crypto device does not answer: software does its work, and it may be reset");
+                (self.over, self.told) = (true, None);
+            }
+            Err(error) => {
+                warn!(%error, "a crypto device does not answer, and cannot be left");
+                self.told = Some(format!("crypto: do not reset the card: {error}"));
+            }
         }
     }
 }
@@ -429,6 +478,10 @@ impl fmt::Display for KernelCrypto {
 /// Longer than the driver's own period, half a second.
 const BETWEEN_BEATS: Duration = Duration::from_secs(1);
 const BETWEEN_SEARCHES: Duration = Duration::from_mins(1);
+/// For so long keys that were replaced may stay: charon keeps those of packets that are on their way for 5 s.
+const LET_GO: Duration = Duration::from_secs(10);
+/// Between two tries to get everybody off a card.
+const BETWEEN_RETREATS: Duration = Duration::from_secs(30);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// Heartbeats in a row.
 const MISSED: u32 = 2;
@@ -663,8 +716,52 @@ driver       : half
     }
 
     #[tokio::test]
+    async fn ipsec_is_rekeyed_on_software_when_a_device_stops_and_may_have_the_card_again_when_it_is_back() {
+        let machine = Arc::new(Machine::new());
+        let beat = |text: &str| machine.write("sys/kernel/debug/qat_c62x_0000:3d:00.0/heartbeat/status", text);
+        beat("0\n");
+        let config = Config {
+            crypto: config::model::Crypto { kernel_device: Some(KernelDevice::Prefer) },
+            ..crate::fixture::config()
+        };
+        let (sender, receiver) = watch::channel(Some(Arc::new(config)));
+        let (kernel, troubles, rekeyed) = (machine.kernel(), Troubles::default(), Arc::<AtomicBool>::default());
+        let rekey: Rekey = {
+            let (machine, kernel, rekeyed) = (Arc::clone(&machine), kernel.clone(), Arc::clone(&rekeyed));
+            Arc::new(move || {
+                let priority = kernel.look().map(|found| found.algorithms[1].priority);
+                assert_eq!(priority.unwrap(), 1, "keys that are made are software's");
+                machine.let_go();
+                rekeyed.store(true, Ordering::Release);
+                Box::pin(async { Ok(()) })
+            })
+        };
+        let brief = Duration::from_millis(5);
+        let following = tokio::spawn(follow(kernel.clone(), receiver, troubles.clone(), brief, rekey));
+        let until = async |what: &str, is: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !is() {
+                assert!(began.elapsed() < Duration::from_secs(20), "{what}: {:?}", troubles.told());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let priority = || kernel.look().map(|found| found.algorithms[1].priority).unwrap_or_default();
+        until("it is preferred", &|| priority() == 10_000).await;
+        assert!(!rekeyed.load(Ordering::Acquire), "it works");
+        beat("-1\n");
+        until("IPsec is re-keyed", &|| rekeyed.load(Ordering::Acquire)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(priority(), 1, "nobody new gets onto it");
+        beat("0\n");
+        until("it is preferred again", &|| priority() == 10_000).await;
+        drop(sender);
+        following.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn the_config_is_followed_and_a_device_that_stops_is_told_of_until_it_is_back() {
         let machine = Machine::new();
+        machine.let_go();
         let beat = |text: &str| machine.write("sys/kernel/debug/qat_c62x_0000:3d:00.0/heartbeat/status", text);
         beat("0\n");
         let with = |kernel_device| {
@@ -672,7 +769,13 @@ driver       : half
         };
         let (sender, receiver) = watch::channel(with(None));
         let (kernel, troubles) = (machine.kernel(), Troubles::default());
-        let following = tokio::spawn(follow(kernel.clone(), receiver, troubles.clone(), Duration::from_millis(5)));
+        let following = tokio::spawn(follow(
+            kernel.clone(),
+            receiver,
+            troubles.clone(),
+            Duration::from_millis(5),
+            Arc::new(|| Box::pin(async { Ok(()) })),
+        ));
         let until = async |what: &str, is: &dyn Fn() -> bool| {
             let began = Instant::now();
             while !is() {
@@ -693,7 +796,6 @@ driver       : half
         sender.send_replace(with(Some(KernelDevice::Prefer)));
         until("it is preferred", &|| priority() == 10_000).await;
 
-        machine.let_go();
         kernel.retreat(async || Ok(()), Duration::ZERO).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(priority(), 1, "the config's wish waits");

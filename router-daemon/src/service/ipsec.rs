@@ -26,7 +26,7 @@ use config::Config;
 use config::units::{Mark, WanId};
 use futures_util::future::BoxFuture;
 
-pub use self::driver::start;
+pub use self::driver::{Rekey, start};
 use super::Places;
 use super::component::{Component, Control, Folder, Reload, Rendered};
 use crate::kernel::tunnels;

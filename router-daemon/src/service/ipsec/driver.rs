@@ -12,9 +12,10 @@ use std::time::Duration;
 use config::Config;
 use config::model::{CipherProfile, Ipsec, Proof, Vlan};
 use config::units::{IfName, Mark, WanName};
+use futures_util::future::BoxFuture;
 use mwan::KernelState;
 use tokio::runtime::Builder;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 
@@ -25,19 +26,39 @@ use crate::reconcile::Wanted;
 use crate::service::tunnels::{TunnelState, Tunnels, any, wanted_lines};
 use crate::service::{Places, material};
 
+/// Asks for other keys for every association. Clones ask the same.
+#[derive(Debug, Clone)]
+pub struct Rekey(mpsc::Sender<Asked>);
+
+/// Where the answer goes.
+type Asked = oneshot::Sender<Result<(), String>>;
+
+impl Rekey {
+    /// When charon has been told; it makes them from then on, and drops the old ones a moment later.
+    pub fn all(self) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            self.0.send(answer).await.map_err(|_closed| GONE.to_owned())?;
+            answered.await.map_err(|_dropped| GONE.to_owned())?
+        })
+    }
+}
+
 /// Follows the config and the lines that are wanted for the tunnels, until the config's sender is gone.
 pub fn start(
     places: &Places,
     config: watch::Receiver<Option<Arc<Config>>>,
     wanted: watch::Receiver<Option<Wanted>>,
     tunnels: Tunnels,
-) -> io::Result<()> {
+) -> io::Result<Rekey> {
     let socket = socket(&places.run.join(NAME));
+    let (rekey, asked) = mpsc::channel(1);
+    let asked = Mutex::new(asked);
     let drive = move || {
         let follow = || -> io::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             let driver = Driver::new(socket.clone(), tunnels.clone());
-            runtime.block_on(driver.follow(config.clone(), wanted.clone()));
+            runtime.block_on(async { driver.follow(config.clone(), wanted.clone(), &mut *asked.lock().await).await });
             Ok(())
         };
         loop {
@@ -50,7 +71,7 @@ pub fn start(
         }
     };
     thread::Builder::new().name("ipsec".to_owned()).spawn(drive)?;
-    Ok(())
+    Ok(Rekey(rekey))
 }
 
 #[derive(Debug)]
@@ -91,6 +112,7 @@ impl Driver {
         mut self,
         mut config: watch::Receiver<Option<Arc<Config>>>,
         mut wanted: watch::Receiver<Option<Wanted>>,
+        asked: &mut mpsc::Receiver<Asked>,
     ) {
         let mut had_any = false;
         let mut last: Option<Arc<Config>> = None;
@@ -121,9 +143,23 @@ impl Driver {
             tokio::select! {
                 changed = config.changed() => if changed.is_err() { return },
                 _ = wanted.changed(), if has_any => {}
+                Some(answer) = asked.recv() => {
+                    let rekeyed = if has_any { self.rekey().await } else { Ok(()) };
+                    answer.send(rekeyed).ok();
+                }
                 () = sleep(pause) => {}
             }
         }
+    }
+
+    /// Has charon make other keys for the packets of every tunnel.
+    async fn rekey(&self) -> Result<(), String> {
+        let mut charon = Charon::at(&self.socket).await?;
+        for which in carrying(&charon.associations().await?) {
+            info!(association = %which, "other keys are made");
+            charon.tell("rekey", section([("child-id", which.into())])).await?;
+        }
+        Ok(())
     }
 
     async fn round(&mut self, config: &Config, state: Option<&KernelState>) -> Result<(), String> {
@@ -405,6 +441,12 @@ fn proposals(profile: CipherProfile, esp: bool) -> Vec<String> {
     groups.iter().flat_map(|group| ciphers.iter().map(move |cipher| format!("{cipher}{group}{numbers}"))).collect()
 }
 
+/// The numbers of what carries packets and is not being replaced already.
+fn carrying(all: &[(String, IkeSa)]) -> Vec<String> {
+    let children = all.iter().flat_map(|(_, sa)| sa.child_sas.values());
+    children.filter(|child| child.state == "INSTALLED").map(|child| child.uniqueid.clone()).collect()
+}
+
 fn gone<const N: usize>(which: [(&str, Value); N]) -> Section {
     let mut message = section(which);
     message.insert("force".to_owned(), "yes".into());
@@ -457,6 +499,7 @@ const STUCK: Duration = Duration::from_secs(12);
 /// For so many seconds the older association is left to end by itself.
 const SETTLED: u64 = 3;
 const BEGIN_ANEW: Duration = Duration::from_secs(1);
+const GONE: &str = "nobody runs the tunnels";
 
 #[cfg(test)]
 mod tests {
@@ -478,6 +521,24 @@ mod tests {
         let loading = loading(vlan, tunnel.ipsec().unwrap(), esp).unwrap();
         assert!(!format!("{:?}", loading.connection).contains("hunter2"));
         format!("{:?}", loading.connection["children"])
+    }
+
+    #[test]
+    fn keys_that_carry_packets_are_replaced_once() {
+        let child = |uniqueid: &str, state: &str| {
+            let (uniqueid, state) = (uniqueid.to_owned(), state.to_owned());
+            (format!("branch-{uniqueid}"), ChildSa { uniqueid, state, ..ChildSa::default() })
+        };
+        let child_sas = [child("1", "REKEYED"), child("2", "INSTALLED"), child("3", "REKEYING")].into();
+        let sa = IkeSa { child_sas, ..IkeSa::default() };
+        assert_eq!(carrying(&[("branch".to_owned(), sa)]), ["2"]);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_other_keys_is_told_when_nobody_runs_the_tunnels() {
+        let (sender, asked) = mpsc::channel(1);
+        drop(asked);
+        assert_eq!(Rekey(sender).all().await, Err(GONE.to_owned()));
     }
 
     #[test]
