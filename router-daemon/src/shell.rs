@@ -169,6 +169,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("routerctl qat status", "Examples:\n  routerctl qat status\n  routerctl --json qat status | jq .steps"),
     ("routerctl qat selftest", "Example:\n  routerctl qat selftest ~/report --for 1m"),
     ("routerctl qat bench", "Example:\n  routerctl qat bench --for 1s"),
+    ("routerctl flush", "Example:\n  systemctl stop routerd && routerctl flush"),
     ("routerctl version", "Example:\n  routerctl version"),
     (
         "routerctl completions",

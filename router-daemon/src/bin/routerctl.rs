@@ -1,5 +1,5 @@
-//! What an operator types. Everything but `check`, `replay`, `simulate` and `qat` asks a running routerd over its socket;
-//! those read files, or the machine, and need no privileges.
+//! What an operator types. Everything but `check`, `replay`, `simulate`, `qat` and `flush` asks a running routerd over its
+//! socket; those read files, or the machine, and need no privileges but for `flush`, which is for a routerd that stopped.
 
 use std::fmt::Display;
 use std::fs;
@@ -236,6 +236,10 @@ enum Command {
     ///
     /// Where there is none, it says what is missing and what to install.
     Qat(Qat),
+    /// Remove what a routerd that was stopped left of its tunnels: the interfaces, of either kind, that carry its mark.
+    ///
+    /// Nothing else: rules, routes and the ruleset stay in force, so that what is denied stays denied.
+    Flush,
     /// The versions of routerctl and of the routerd that runs.
     Version,
     /// Write the site file that the files of another router come to, and tell what was left out. Needs no routerd.
@@ -584,6 +588,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             }
             if passed { Ok(()) } else { Err(Failure::Refused(String::new())) }
         }
+        Command::Flush => flush(arguments),
         Command::Version => {
             let own = env!("CARGO_PKG_VERSION");
             let daemon = ask(&Call::Version);
@@ -891,6 +896,28 @@ fn show(value: &impl Serialize) -> Result<(), Failure> {
 
 fn show_line(value: &Value) -> Result<(), Failure> {
     say(value)
+}
+
+fn flush(arguments: &Arguments) -> Result<(), Failure> {
+    match Client::connect(&arguments.socket) {
+        Err(ClientError::NotRunning { .. } | ClientError::NobodyListens { .. }) => {}
+        Ok(_) => {
+            let again = "routerd runs, and would make them again: `systemctl stop routerd` first";
+            return Err(Failure::Refused(again.to_owned()));
+        }
+        Err(error) => return Err(Failure::Unreachable(error)),
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let gone = runtime.block_on(router_daemon::kernel::tunnels::flush()).map_err(|error| {
+        Failure::Refused(format!("interfaces of tunnels cannot be removed: {error}; are you root?"))
+    })?;
+    if arguments.json {
+        show(&json!({ "removed": gone }))
+    } else if gone.is_empty() {
+        say("nothing of a tunnel was left")
+    } else {
+        say(&format!("removed: {}", gone.join(", ")))
+    }
 }
 
 fn say(text: &(impl Display + ?Sized)) -> Result<(), Failure> {

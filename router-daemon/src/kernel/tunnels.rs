@@ -80,6 +80,20 @@ pub async fn keep(kind: Kind, wanted: &BTreeMap<IfName, Device>) -> io::Result<B
     Ok(failed)
 }
 
+/// Takes away those that carry our mark, of either kind; which those were.
+pub async fn flush() -> io::Result<Vec<String>> {
+    let mut rtnl = Rtnl::open()?;
+    let table = Table::read(&mut rtnl).await?;
+    let mut gone = Vec::new();
+    for kind in [Kind::Xfrm, Kind::Wireguard] {
+        for (name, index) in table.ours(&kind.info()) {
+            remove(&mut rtnl, index).await?;
+            gone.push(name.to_owned());
+        }
+    }
+    Ok(gone)
+}
+
 /// Of which kind `keep` is master.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
