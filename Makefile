@@ -46,8 +46,8 @@ test: root bpf prometheus qat conformance
 	$(MAKE) guest
 
 # What the machine's own kernel may lack (8021q, crypto_user) is tried on Debian 13's, emulated, and so is whether its
-# verifier takes the programs and what they do there; then what is left of an unconfirmed change when the power fails.
-# About three minutes.
+# verifier takes the programs and what they do there; then what is left of an unconfirmed change when the power fails,
+# and a tunnel whose packets the kernel seals.
 guest: PACKAGES := $(GUEST_PACKAGES)
 guest: export QUADWAY_NFT = $(shell tests/root/nft)
 guest: root bpf
@@ -56,6 +56,8 @@ guest: root bpf
 	    $$(tests/guest/program router-daemon trunk) $$(tests/guest/program ebpf golden) \
 	    $$(tests/guest/program router-daemon crypto_user)
 	tests/guest/run --disk target/lab/guest $$(tests/guest/program router-daemon reboot) --nocapture
+	cargo build --quiet --package router-daemon --package tests --bins
+	tests/guest/run target/lab/guest $$(tests/guest/program tests tunnels) --nocapture a_peer_without_mobike
 
 bench: root bpf qat tls-peers
 	cargo build --workspace --release

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 
 use crate::lab::{Lab, binary, tail};
 use crate::netns::{Netns, feed, run};
+use crate::patience;
 use crate::root::Root;
 use crate::world;
 
@@ -72,8 +74,22 @@ impl Branch {
         Ok(branch)
     }
 
-    /// strongSwan, with this file of connections.
+    /// strongSwan, with this file of connections. It does ESP itself where the kernel does not.
     pub fn strongswan(&mut self, connections: &str) -> Result<()> {
+        let (own_esp, marks) = if has_esp() {
+            ("", "")
+        } else {
+            (
+                "kernel-libipsec ",
+                "        kernel-netlink {
+            fwmark = !0x42
+        }
+        socket-default {
+            fwmark = 0x42
+        }
+",
+            )
+        };
         let (settings, file, socket) =
             (self.folder.join("strongswan.conf"), self.folder.join("swanctl.conf"), self.folder.join("vici"));
         fs::write(
@@ -81,18 +97,12 @@ impl Branch {
             format!(
                 "charon-systemd {{
     load_modular = no
-    load = kernel-libipsec random nonce openssl pem pkcs1 pkcs8 x509 pubkey constraints drbg gcm kernel-netlink socket-default vici
+    load = {own_esp}random nonce openssl pem pkcs1 pkcs8 x509 pubkey constraints drbg gcm kernel-netlink socket-default vici
     plugins {{
         vici {{
             socket = unix://{}
         }}
-        kernel-netlink {{
-            fwmark = !0x42
-        }}
-        socket-default {{
-            fwmark = 0x42
-        }}
-    }}
+{marks}    }}
     filelog {{
         stderr {{
             default = 0
@@ -109,7 +119,7 @@ impl Branch {
         let mut charon = Root::find()?.command(&self.place, "charon-systemd");
         charon.env("STRONGSWAN_CONF", &settings);
         self.spawn("charon", &mut charon)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience(Duration::from_secs(10));
         while !socket.exists() {
             if Instant::now() > deadline {
                 bail!("the second site's strongSwan does not start: {}", tail(&self.log("charon")));
@@ -129,7 +139,7 @@ impl Branch {
             device.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1").args(["--foreground", interface]);
             self.spawn(STAND_IN, &mut device)?;
         }
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience(Duration::from_secs(10));
         loop {
             let mut wg = Root::find()?.command(&self.place, "wg");
             match feed(wg.args(["setconf", interface, "/dev/stdin"]), settings) {
@@ -177,6 +187,44 @@ impl Drop for Branch {
     }
 }
 
+/// Whether this machine's kernel has ESP, and interfaces for it.
+pub fn has_esp() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let Ok(trial) = Netns::create(&format!("esp-{}", std::process::id())) else { return false };
+        trial.ip("link add ipsec0 type xfrm if_id 1\n").is_ok()
+    })
+}
+
+/// What the kernel in this namespace has sealed and opened by ESP: for each association its algorithms, whether its
+/// sequence numbers are extended, and its bytes. No keys.
+pub fn sealed(at: &Netns) -> Result<Vec<Sealed>> {
+    let text = run(Command::new("ip").args(["-netns", at.name(), "-statistics", "xfrm", "state"]))?;
+    Ok(text.split("\nsrc ").filter_map(Sealed::read).collect())
+}
+
+/// An association of ESP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// `cbc(aes)` and `hmac(sha256)`, or one that is both.
+    pub algorithms: Vec<String>,
+    pub extended: bool,
+    pub bytes: u64,
+}
+
+impl Sealed {
+    fn read(text: &str) -> Option<Self> {
+        let first = |line: &str, keys: &[&str]| {
+            let mut words = line.split_ascii_whitespace();
+            words.next().filter(|key| keys.contains(key)).and_then(|_| words.next()).map(str::to_owned)
+        };
+        let algorithms = text.lines().filter_map(|line| first(line, &["aead", "enc", "auth", "auth-trunc"])).collect();
+        let extended = text.lines().any(|line| line.contains("flag") && line.contains("esn"));
+        let current = text.split_once("lifetime current:")?.1.trim_start();
+        Some(Self { algorithms, extended, bytes: current.split_once("(bytes)")?.0.parse().ok()? })
+    }
+}
+
 /// Whether this machine's kernel has `WireGuard`, or its root what stands in for it.
 pub fn has_wireguard() -> bool {
     let Ok(trial) = Netns::create(&format!("wireguard-{}", std::process::id())) else { return false };
@@ -204,4 +252,22 @@ pub fn keys(at: &Netns) -> Result<(String, String)> {
 pub fn secret(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o600))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_sealed_is_read() {
+        let text = "203.0.113.10 dst 203.0.113.50\n\tproto esp spi 0xc94c1c0f(3377208335) reqid 1(0x00000001) mode tunnel\n\
+                    \treplay-window 32 seq 0x00000000 flag af-unspec (0x00100000)\n\
+                    \tauth-trunc hmac(sha256) 0x00 (256 bits) 128\n\tenc cbc(aes) 0x00 (256 bits)\n\
+                    \tencap type espinudp sport 4500 dport 4500 addr 0.0.0.0\n\
+                    \tlifetime config:\n\t  limit: soft (INF)(bytes), hard (INF)(bytes)\n\
+                    \tlifetime current:\n\t  1176(bytes), 14(packets)\n";
+        let wanted =
+            Sealed { algorithms: vec!["hmac(sha256)".to_owned(), "cbc(aes)".to_owned()], extended: false, bytes: 1176 };
+        assert_eq!(Sealed::read(text), Some(wanted));
+    }
 }

@@ -153,7 +153,7 @@ pub fn wait_until_good(lab: &Lab, patience: Duration) -> Result<()> {
         if Instant::now() > deadline {
             bail!("not every line is good after {} s: {:#}", patience.as_secs(), status["wans"]);
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(crate::patience(Duration::from_millis(20)));
     }
 }
 

@@ -226,7 +226,7 @@ impl Lab {
 
     fn start(&mut self, mut command: Command) -> Result<()> {
         self.spawn("routerd", &mut command)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + crate::patience(Duration::from_secs(10));
         loop {
             match run(self.routerctl()?.arg("status")) {
                 Ok(_) => return Ok(()),
@@ -470,7 +470,7 @@ impl Lab {
 
     /// Waits for the line with which the lab's own programs say that they listen.
     fn wait_ready(&self, what: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + crate::patience(Duration::from_secs(10));
         while !std::fs::read_to_string(self.log(what))?.contains(READY) {
             if Instant::now() > deadline || !self.runs(what) {
                 bail!("{what} does not start: {}", tail(&self.log(what)));
@@ -588,7 +588,7 @@ impl Process {
 
     /// Waits for the end, and makes it come.
     fn end(&self) -> Result<()> {
-        let patience = Instant::now() + Duration::from_secs(3);
+        let patience = Instant::now() + crate::patience(Duration::from_secs(3));
         let limit = patience + Duration::from_secs(3);
         while self.alive() {
             if Instant::now() > limit {

@@ -20,6 +20,11 @@ pub mod traffic;
 pub mod watch;
 pub mod world;
 
+/// How long to wait for what takes this long where nothing is slow: the guest is emulated.
+pub fn patience(span: std::time::Duration) -> std::time::Duration {
+    if std::env::var_os("QUADWAY_GUEST").is_some() { span * 5 } else { span }
+}
+
 /// Whether labs can be built here; if not, why. With `QUADWAY_MUST_RUN` set, as `make test` sets it, a test may
 /// not be skipped for that.
 pub fn can_run() -> anyhow::Result<()> {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -207,12 +208,14 @@ fn member_wan(member: &Value) -> Option<&str> {
     member.as_str().or_else(|| member.as_inline_table()?.get("wan")?.as_str())
 }
 
-/// Fast enough for a demonstration: a dead line is out after three probes of 100 ms.
+/// Fast enough for a demonstration: a dead line is out after three probes of 100 ms, or of 500 on an emulated machine.
 fn probe() -> InlineTable {
+    let pace = format!("{}ms", crate::patience(Duration::from_millis(100)).as_millis());
+    let pace = pace.as_str();
     let targets = TARGETS4.iter().map(ToString::to_string).chain(TARGETS6.iter().map(ToString::to_string));
     let mut probe = InlineTable::new();
     probe.insert("targets", targets.map(|address| format!("icmp {address}")).collect::<Array>().into());
-    for (key, value) in [("interval", "100ms"), ("timeout", "100ms"), ("hold", "1s"), ("hold_max", "8s")] {
+    for (key, value) in [("interval", pace), ("timeout", pace), ("hold", "1s"), ("hold_max", "8s")] {
         probe.insert(key, value.into());
     }
     for key in ["fall", "rise"] {

@@ -453,7 +453,7 @@ impl UdpFlow {
             // What is on its way when the sender stops gets half a second.
             while end.is_none_or(|end| Instant::now() < end) {
                 if end.is_none() && stopped.load(Ordering::Relaxed) {
-                    end = Some(Instant::now() + Duration::from_millis(500));
+                    end = Some(Instant::now() + crate::patience(Duration::from_millis(500)));
                 }
                 let mut number = [0; 4];
                 if let Ok(4) = socket.recv(&mut number) {

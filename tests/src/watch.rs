@@ -63,12 +63,12 @@ pub fn wait_usable(lab: &Lab, wan: &str, family: &str, wanted: bool) -> Result<D
 
 /// Waits until something is so; tells how long that took.
 pub fn wait(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<Duration> {
-    let start = Instant::now();
+    let (start, patience) = (Instant::now(), crate::patience(PATIENCE));
     while !so()? {
-        if start.elapsed() > PATIENCE {
-            bail!("after {} s it is not so that {what}", PATIENCE.as_secs());
+        if start.elapsed() > patience {
+            bail!("after {} s it is not so that {what}", patience.as_secs());
         }
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(crate::patience(Duration::from_millis(10)));
     }
     Ok(start.elapsed())
 }
