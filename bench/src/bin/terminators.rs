@@ -142,6 +142,11 @@ impl Bench {
             fs::write(folder.join(format!("{name}.both")), identity.certificate + &identity.key)?;
         }
         let inside = lab.host(office.id);
+        // Whoever is the first to close a connection to the backend keeps its port for a minute. With all of them kept, each
+        // new connection searches for a free one longer than a handshake takes.
+        for place in [&lab.router(), &inside, &lab.host(guests.id)] {
+            place.sysctls([("net/ipv4/tcp_max_tw_buckets", "256")])?;
+        }
         let listen = first(&office.gateways, false)?;
         let behind = SocketAddr::new(guests.address(false).context("the guests have no host")?, FREE);
         let backend = lab.host(guests.id);
