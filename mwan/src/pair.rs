@@ -33,8 +33,9 @@ pub(crate) fn talks(config: &Config, vlan: &VlanName) -> Vec<Talk> {
     let (Some(to), Some(from)) = (own.address4(vlan), peer.address4(vlan)) else { return Vec::new() };
     let mut talks = Vec::new();
     if *vlan == pair.sync {
-        let ports = PortSet { udp: vec![SYNC], ..PortSet::default() };
-        talks.push(Talk { from, to, ports, told: "flows and heartbeats of the other router" });
+        let config = HEARTBEAT_PORT..=HEARTBEAT_PORT;
+        let ports = PortSet { udp: vec![SYNC], tcp: vec![config], ..PortSet::default() };
+        talks.push(Talk { from, to, ports, told: "flows, heartbeats and the config of the other router" });
     }
     if pair.vlans.contains(vlan) {
         let ports = PortSet { protocols: [VRRP].into(), ..PortSet::default() };
@@ -156,13 +157,18 @@ addresses = ["10.0.10.3", "10.0.20.3", "10.0.99.3"]
         let said = [
             "in_10: ip saddr { 10.0.10.3 } ip daddr { 224.0.0.18 } meta l4proto { 112 } accept",
             "in_20: ip saddr { 10.0.20.3 } ip daddr { 224.0.0.18 } meta l4proto { 112 } accept",
+            "in_99: ip saddr { 10.0.99.3 } ip daddr { 10.0.99.2 } tcp dport { 3781 } accept",
             "in_99: ip saddr { 10.0.99.3 } ip daddr { 10.0.99.2 } udp dport { 3780-3781 } accept",
         ];
         assert_eq!(lines(config), said);
         assert!(lines(&written).is_empty(), "of a box that is neither");
 
         let udp = |destination| Protocol::Udp { source: 4000, destination };
+        let tcp = |destination| Protocol::Tcp { source: 4000, destination };
         let cases = [
+            ("10.0.99.3", "10.0.99.2", tcp(3781), true),
+            ("10.0.99.3", "10.0.99.2", tcp(3780), false),
+            ("10.0.99.9", "10.0.99.2", tcp(3781), false),
             ("10.0.10.3", "224.0.0.18", Protocol::Other(112), true),
             ("10.0.10.9", "224.0.0.18", Protocol::Other(112), false),
             ("10.0.99.3", "224.0.0.18", Protocol::Other(112), false),

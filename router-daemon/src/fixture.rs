@@ -418,6 +418,7 @@ pub(crate) fn pair() -> PairLine {
         peer_active: Some(false),
         same_config: Some(true),
         peer_config: Some("0123456789abcdef".to_owned()),
+        difference: None,
         split_brain: false,
         away_seconds: None,
         sync: Some(SyncFlows { flows: 472, packets_sent: 9000, packets_received: 800, errors: 0 }),

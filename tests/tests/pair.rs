@@ -115,16 +115,61 @@ fn what_is_killed_comes_back_and_two_active_routers_are_told() {
     until("one of the two is active", || pair.is_active(LEFT) != pair.is_active(RIGHT));
     until("nobody says otherwise", || ![LEFT, RIGHT].iter().any(|node| pair.page(*node).contains("SPLIT BRAIN")));
 
-    // Another file on one of the two.
-    let other = pair.lab.site().text.replace("tcp/631", "tcp/632");
-    let file = pair.folder(LEFT).join("other.toml");
-    fs::write(&file, other).unwrap();
-    pair.routerctl(LEFT, &["apply", file.to_str().unwrap()]).unwrap();
-    until("the difference is told", || {
-        [LEFT, RIGHT].iter().all(|node| pair.page(*node).contains("has another config in force"))
+    one_config(&mut pair);
+}
+
+/// What is applied on one is applied on the other, unless each has a change that the other has not.
+fn one_config(pair: &mut Twins) {
+    let same = |pair: &Twins| [LEFT, RIGHT].iter().all(|node| pair.status(*node)["pair"]["same_config"] == true);
+    until("they have the same config", || same(pair));
+    let write = |pair: &Twins, name: &str, service: &str| {
+        let file = pair.folder(LEFT).join(name);
+        fs::write(&file, pair.lab.site().text.replace("tcp/631", service)).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let in_force = |pair: &Twins, node| pair.status(node)["digest"].clone();
+    let before = in_force(pair, RIGHT);
+
+    // Tried, and taken back: the other one never hears of it.
+    let file = write(pair, "tried.toml", "tcp/632");
+    pair.routerctl(LEFT, &["apply", "--confirm", "60s", &file]).unwrap();
+    until("the difference is told", || pair.page(RIGHT).contains("has another config in force"));
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(in_force(pair, RIGHT), before);
+    pair.routerctl(LEFT, &["confirm"]).unwrap();
+    let begun = Instant::now();
+    until("it is taken over", || same(pair) && in_force(pair, RIGHT) != before);
+    println!("confirmed on one, in force on both after {:?}", begun.elapsed());
+    let history = pair.routerctl(RIGHT, &["history"]).unwrap();
+    assert!(history.contains("pair left: applied") && history.contains("as on left"), "{history}");
+    // And the other way round.
+    pair.routerctl(RIGHT, &["rollback", "1"]).unwrap();
+    until("it is taken back on both", || same(pair) && in_force(pair, LEFT) == before);
+
+    // One that was off takes over what it has missed.
+    let standby = if pair.is_active(LEFT) { RIGHT } else { LEFT };
+    let other = 1 - standby;
+    pair.end(standby, Signal::SIGTERM);
+    let file = write(pair, "missed.toml", "tcp/633");
+    pair.routerctl(other, &["apply", &file]).unwrap();
+    pair.start(standby);
+    until("it has what it has missed", || same(pair) && in_force(pair, standby) != before);
+
+    // A change on each while they do not hear each other.
+    pair.deafen(true);
+    for (node, name, service) in [(LEFT, "left.toml", "tcp/634"), (RIGHT, "right.toml", "tcp/635")] {
+        let file = write(pair, name, service);
+        pair.routerctl(node, &["apply", &file]).unwrap();
+    }
+    pair.deafen(false);
+    until("it is told that nobody knows which", || {
+        [LEFT, RIGHT].iter().all(|node| pair.page(*node).contains("apply on both the one that shall be"))
     });
-    pair.routerctl(RIGHT, &["apply", file.to_str().unwrap()]).unwrap();
-    until("there is none any more", || pair.status(LEFT)["pair"]["same_config"] == true);
+    let file = write(pair, "both.toml", "tcp/636");
+    for node in [LEFT, RIGHT] {
+        pair.routerctl(node, &["apply", &file]).unwrap();
+    }
+    until("they have the same config again", || same(pair));
 }
 
 fn whose_the_addresses_are(pair: &Twins) {
@@ -350,6 +395,15 @@ impl Twins {
                 let line = format!("link set eth0{end} type bridge_slave isolated {word}\n");
                 self.lab.host(vlan.id).ip(&line).unwrap();
             }
+        }
+    }
+
+    /// Nothing passes in the VLAN between the two.
+    fn deafen(&self, on: bool) {
+        let word = if on { "on" } else { "off" };
+        for end in ["a", "b"] {
+            let line = format!("link set eth0{end} type bridge_slave isolated {word}\n");
+            self.lab.host(99).ip(&line).unwrap();
         }
     }
 

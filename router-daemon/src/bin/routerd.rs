@@ -216,12 +216,14 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
     let told_of_components = service::Told::default();
     let told_there = told_of_components.clone();
     let (noticed_tx, noticed) = mpsc::channel(64);
+    let (asks_tx, asks) = mpsc::channel(32);
     let pair = pair::Surroundings {
         places: places.clone(),
         node: arguments.node.clone().unwrap_or_else(pair::own_name),
         standing: told_of_components.pair.clone(),
         happenings: happenings.clone(),
         events: noticed_tx.clone(),
+        asks: asks_tx.clone(),
     };
     pair::start(pair, config_in_force.clone()).context("cannot start the thread of the pair")?;
     let kept_leases = wan_dhcp::kept(&places);
@@ -260,7 +262,6 @@ async fn run(arguments: &Arguments, mut kernel: LinuxKernel, foreign: Foreign) -
         .context("cannot start the thread of the tunnels")?;
     tasks.spawn(reconciler.run());
 
-    let (asks_tx, asks) = mpsc::channel(32);
     let journals = arguments.state.join("journal");
     let journal = JournalFile::begin(&journals).inspect_err(|error| warn!(%error, "no journal is kept")).ok();
     let (told, listener) = watch::channel(None);

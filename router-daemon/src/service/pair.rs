@@ -13,6 +13,7 @@
 
 mod heartbeat;
 mod render;
+mod replica;
 
 use std::fs;
 use std::io;
@@ -40,7 +41,9 @@ use tracing::{error, info, warn};
 
 use self::heartbeat::{Key, Peer, Said};
 pub(super) use self::render::components;
+use self::replica::{Ends, Shared};
 use super::Places;
+use crate::ask::Ask;
 use crate::happening::{Happenings, What};
 use crate::status::span;
 
@@ -59,6 +62,7 @@ struct State {
     trouble: Option<String>,
     /// Until then this router does not want to be active.
     away: Option<Instant>,
+    replica: Option<Shared>,
 }
 
 #[derive(Debug, Clone)]
@@ -94,6 +98,9 @@ pub struct PairLine {
     /// It has the config that is in force here.
     pub same_config: Option<bool>,
     pub peer_config: Option<String>,
+    /// Why the configs that are in force for good are not the same, while they are not.
+    #[serde(default)]
+    pub difference: Option<String>,
     /// Both are active: the two do not hear each other's adverts.
     pub split_brain: bool,
     /// For so long this router still leaves the work to the other one, because an operator said so.
@@ -152,7 +159,8 @@ impl PairLine {
                 .push(format!("pair: {peer} is not heard over the sync VLAN: its flows and its config are unknown"));
         } else if self.same_config == Some(false) {
             let other = self.peer_config.as_deref().map(short).unwrap_or_default();
-            troubles.push(format!("pair: {peer} has another config in force ({other}): apply the same file on both"));
+            let why = self.difference.as_deref().unwrap_or("one of the two waits for its confirmation");
+            troubles.push(format!("pair: {peer} has another config in force ({other}): {why}"));
         }
         troubles
     }
@@ -173,6 +181,7 @@ impl Standing {
             peer_active: recent.map(|heard| heard.active),
             same_config: recent.map(|heard| heard.digest == own.digest),
             peer_config: recent.map(|heard| heard.digest.clone()),
+            difference: state.replica.as_ref().filter(|_| recent.is_some()).and_then(Shared::why),
             split_brain: state.split_since.is_some_and(|since| since.elapsed() >= SPLIT),
             away_seconds: state.away.map(|until| until.saturating_duration_since(Instant::now()).as_secs_f64()),
             sync: state.sync,
@@ -231,6 +240,8 @@ pub struct Surroundings {
     pub happenings: Happenings,
     /// Where the seat is told.
     pub events: mpsc::Sender<Event>,
+    /// Where the other router's config is applied.
+    pub asks: mpsc::Sender<Ask>,
 }
 
 /// Follows the config in force on a thread of its own, until its sender is gone.
@@ -262,11 +273,14 @@ struct Thread {
     key: Option<Key>,
     peer: Peer,
     active: bool,
+    replica: Shared,
 }
 
 impl Thread {
     fn new(around: Surroundings) -> Self {
+        let replica = Shared::new(&around.places.state);
         Self {
+            replica,
             around,
             pair: None,
             digest: String::new(),
@@ -280,6 +294,7 @@ impl Thread {
 
     async fn follow(mut self, mut config: watch::Receiver<Option<Arc<Config>>>) -> io::Result<()> {
         config.mark_changed();
+        tokio::spawn(replica::run(self.replica.clone(), self.around.asks.clone()));
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut line = Vec::new();
@@ -309,6 +324,7 @@ impl Thread {
         let Some((pair, digest)) = config.and_then(|config| Some((config.pair.clone()?, config.digest.clone()))) else {
             (self.pair, self.fifo, self.socket, self.active) = (None, None, None, false);
             *self.around.standing.state() = State::default();
+            self.replica.at("", None);
             return;
         };
         self.digest = digest;
@@ -322,6 +338,7 @@ impl Thread {
                 self.around.node
             )));
             (self.pair, self.fifo, self.socket) = (None, None, None);
+            self.replica.at("", None);
             return;
         };
         let peer = pair.nodes.keys().find(|name| **name != node).map(ToString::to_string).unwrap_or_default();
@@ -355,6 +372,7 @@ impl Thread {
             digest: self.digest.clone(),
             health: render::health(&self.around.places),
         });
+        state.replica = Some(self.replica.clone());
     }
 
     async fn sit(&self, seat: Seat) {
@@ -414,9 +432,12 @@ impl Thread {
         let own = pair.nodes.values().find(|node| node.name.as_str() == self.around.node);
         let other = pair.nodes.values().find(|node| node.name.as_str() != self.around.node);
         let address = |node: Option<&config::model::Node>| node.and_then(|node| node.address4(&pair.sync));
+        let peer = other.map(|node| node.name.to_string()).unwrap_or_default();
         let (Some(own), Some(other)) = (address(own), address(other)) else {
             return Err("a router has no address in the sync VLAN".to_owned());
         };
+        let (node, secret_file) = (self.around.node.clone(), pair.secret.clone());
+        self.replica.at(&self.digest, Some(Ends { node, peer, own, other, secret: secret_file }));
         let to = SocketAddrV4::new(other, HEARTBEAT_PORT);
         if self.socket.as_ref().is_none_or(|(socket, before)| *before != to || !is_bound(socket, own)) {
             let bound = UdpSocket::bind(SocketAddrV4::new(own, HEARTBEAT_PORT)).await;
@@ -426,7 +447,7 @@ impl Thread {
             self.key = Some(secret(&pair.secret)?);
         }
         let (Some((socket, to)), Some(key)) = (&self.socket, &self.key) else { return Ok(()) };
-        let said = self.peer.say(&self.around.node, self.active, &self.digest);
+        let said = self.peer.say(&self.around.node, self.active, &self.digest, self.replica.settled());
         // Nobody there, a cable that is out: whoever is not heard is told as such.
         drop(socket.send_to(&key.seal(&said), to).await);
         Ok(())
@@ -434,7 +455,8 @@ impl Thread {
 
     fn hear(&mut self, packet: &[u8]) {
         let Some(key) = &self.key else { return };
-        let Some(Said { node, active, config, .. }) = key.open(packet).and_then(|said| self.peer.take(said)) else {
+        let Some(Said { node, active, config, settled, .. }) = key.open(packet).and_then(|said| self.peer.take(said))
+        else {
             return;
         };
         {
@@ -444,6 +466,7 @@ impl Thread {
             }
             state.heard = Some(Heard { at: Instant::now(), active, digest: config });
         }
+        self.replica.hear(settled);
         self.judge();
     }
 

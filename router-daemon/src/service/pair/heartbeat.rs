@@ -7,9 +7,11 @@ use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
+use super::replica::Settled;
+
 /// Of a packet.
 pub(super) const LONGEST: usize = 1024;
-const TAG: usize = 32;
+pub(super) const TAG: usize = 32;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Said {
@@ -18,6 +20,9 @@ pub(super) struct Said {
     pub(super) active: bool,
     /// The digest of the config in force.
     pub(super) config: String,
+    /// What is in force for good; nothing, from a routerd that does not say.
+    #[serde(default)]
+    pub(super) settled: Settled,
     /// The number that whoever says this has drawn.
     boot: u64,
     /// The number of the other one, as far as it is known.
@@ -38,6 +43,14 @@ impl Key {
         let tag = hmac::sign(&self.0, &packet);
         packet.extend_from_slice(tag.as_ref());
         packet
+    }
+
+    pub(super) fn tag(&self, bytes: &[u8]) -> Vec<u8> {
+        hmac::sign(&self.0, bytes).as_ref().to_vec()
+    }
+
+    pub(super) fn is_tag(&self, bytes: &[u8], tag: &[u8]) -> bool {
+        hmac::verify(&self.0, bytes, tag).is_ok()
     }
 
     /// `None` for what the other router did not say.
@@ -67,13 +80,14 @@ impl Peer {
         Self { own: u64::from_ne_bytes(drawn), said: 0, boot: 0, count: 0 }
     }
 
-    pub(super) fn say(&mut self, node: &str, active: bool, config: &str) -> Said {
+    pub(super) fn say(&mut self, node: &str, active: bool, config: &str, settled: Settled) -> Said {
         self.said += 1;
         Said {
             v: VERSION,
             node: node.to_owned(),
             active,
             config: config.to_owned(),
+            settled,
             boot: self.own,
             yours: self.boot,
             count: self.said,
@@ -108,31 +122,31 @@ mod tests {
     #[test]
     fn two_that_have_just_begun_believe_each_other_at_the_second_word() {
         let (mut left, mut right) = (Peer::new(), Peer::new());
-        assert_eq!(right.take(left.say("left", false, "d")), None);
-        let answer = left.take(right.say("right", true, "d")).unwrap();
+        assert_eq!(right.take(left.say("left", false, "d", Settled::default())), None);
+        let answer = left.take(right.say("right", true, "d", Settled::default())).unwrap();
         assert_eq!((answer.node.as_str(), answer.active), ("right", true));
-        assert!(right.take(left.say("left", true, "d")).is_some());
+        assert!(right.take(left.say("left", true, "d", Settled::default())).is_some());
     }
 
     #[test]
     fn what_was_said_before_is_not_believed() {
         let (mut left, mut right) = (Peer::new(), Peer::new());
-        right.take(left.say("left", false, "d"));
-        left.take(right.say("right", true, "d"));
-        let old = left.say("left", true, "d");
+        right.take(left.say("left", false, "d", Settled::default()));
+        left.take(right.say("right", true, "d", Settled::default()));
+        let old = left.say("left", true, "d", Settled::default());
         assert!(right.take(old.clone()).is_some());
         assert_eq!(right.take(old.clone()), None, "again");
         let mut begun_anew = Peer::new();
         assert_eq!(begun_anew.take(old), None, "of before its start");
-        let thrown_back = left.say("left", true, "d");
+        let thrown_back = left.say("left", true, "d", Settled::default());
         assert_eq!(left.take(thrown_back), None);
-        assert!(left.take(right.say("right", true, "d")).is_some());
+        assert!(left.take(right.say("right", true, "d", Settled::default())).is_some());
     }
 
     #[test]
     fn a_packet_that_was_touched_or_is_of_another_secret_is_none() {
         let key = Key::new(b"0123456789abcdef");
-        let said = Peer::new().say("left", true, "d");
+        let said = Peer::new().say("left", true, "d", Settled::default());
         let packet = key.seal(&said);
         assert!(packet.len() < LONGEST - 64);
         assert_eq!(key.open(&packet), Some(said));
