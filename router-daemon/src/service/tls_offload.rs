@@ -662,7 +662,7 @@ const MOST_BYTES: usize = 8;
 const LEAST_HANDSHAKES: usize = 8;
 const MOST_HANDSHAKES: usize = 32;
 const NICE_BYTES: i32 = 2;
-const NICE_HANDSHAKES: i32 = 19;
+const NICE_HANDSHAKES: i32 = 10;
 const BACKLOG: i32 = 1024;
 const KERNEL_TLS: &str = "not used";
 

@@ -190,16 +190,9 @@ async fn serve(
         Ok(Ended::Itself(End::Idle) | Ended::Drained) => {
             tokio::time::timeout(FAREWELL, client.shutdown()).await.ok();
         }
-        Ok(Ended::Itself(End::Done)) => {}
-        Err(error) => {
-            // An end without a close_notify may be somebody's on the way: the backend is not to take it for the client's.
-            reset(backend.below());
-            drop(backend);
-            // What was wrong with its records, an alert has told.
-            if error.kind() == io::ErrorKind::InvalidData {
-                last_word(client.into_inner().0).await;
-            }
-        }
+        // What was wrong with its records, an alert has told.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => last_word(client.into_inner().0).await,
+        Ok(Ended::Itself(End::Done)) | Err(_) => {}
     }
     Ok(ended?)
 }
@@ -360,21 +353,8 @@ impl About {
 }
 
 /// Where the bytes go.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
-    fn below(&self) -> &TcpStream;
-}
-
-impl Duplex for TcpStream {
-    fn below(&self) -> &TcpStream {
-        self
-    }
-}
-
-impl Duplex for tokio_rustls::client::TlsStream<TcpStream> {
-    fn below(&self) -> &TcpStream {
-        self.get_ref().0
-    }
-}
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A backend that took the connection and, where it speaks TLS, is who it should be.
 async fn reach(
