@@ -161,13 +161,15 @@ impl Pool {
         let candidates: Vec<_> = match self.balance {
             BackendBalance::RoundRobin => able,
             BackendBalance::LeastConnections => {
-                // Compared by cross multiplication: with the one to come, per weight.
+                // Compared by cross multiplication: with the one to come, per weight. Each is counted once: connections come and
+                // go meanwhile, and whoever had the least would have none that is like it.
                 let load = |(_, (backend, weight)): &(usize, &(Arc<Backend>, u8))| {
                     (u64::from(backend.connections.load(Ordering::Relaxed)) + 1, u64::from(*weight))
                 };
                 let less = |a: (u64, u64), b: (u64, u64)| (a.0 * b.1).cmp(&(b.0 * a.1));
-                let least = able.iter().map(load).min_by(|a, b| less(*a, *b))?;
-                able.into_iter().filter(|one| less(load(one), least).is_eq()).collect()
+                let able: Vec<_> = able.into_iter().map(|one| (load(&one), one)).collect();
+                let least = able.iter().map(|(load, _)| *load).min_by(|a, b| less(*a, *b))?;
+                able.into_iter().filter(|(load, _)| less(*load, least).is_eq()).map(|(_, one)| one).collect()
             }
         };
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -253,5 +255,21 @@ mod tests {
         {
             assert_eq!(run(outcomes), wanted, "{outcomes}");
         }
+    }
+
+    #[test]
+    fn somebody_is_next_while_connections_come_and_go() {
+        let pool = pool(&[1], BackendBalance::LeastConnections);
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    drop(Served::by(&pool.backends[0].0));
+                }
+            });
+            let found = (0..200_000).all(|_| pool.next(&[]).is_some());
+            over.store(true, Ordering::Relaxed);
+            assert!(found);
+        });
     }
 }
